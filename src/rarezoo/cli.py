@@ -6,16 +6,20 @@ import difflib
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
+import pandas as pd
 import yaml
 from rich.console import Console
+from rich.table import Table
 from tqdm import tqdm
 
 Item = TypeVar("Item")
@@ -50,6 +54,9 @@ def quiet_libraries() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "numba", "wandb"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*n_jobs value 1 overridden.*")
     warnings.filterwarnings("ignore", message=".*using precomputed metric; inverse_transform.*")
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -128,9 +135,58 @@ def _fail(message: str, status: int) -> None:
     sys.exit(status)
 
 
-def closing_lines(outputs: Mapping[str, Path], next_command: str | None) -> None:
-    """Say where the output of a run went and what to run next."""
+def next_command(script: str, overrides: Sequence[str], reads: Collection[str], paths: Mapping[str, Path | str]) -> str:
+    """Command of the following stage, with those of this run's overrides that it reads too.
+
+    Parameters
+    ----------
+    script : of the following stage
+    overrides : of this run, as given on the command line
+    reads : top-level options and groups that the following stage reads
+    paths : options that name this run's output, where the following stage would not find it by itself
+    """
+    kept = [text for text in overrides if _option(text).split(".")[0] in reads and _option(text) not in paths]
+    return " ".join(["python", script, *map(shlex.quote, kept), *(shlex.quote(f"{k}={v}") for k, v in paths.items())])
+
+
+def _option(override: str) -> str:
+    return override.lstrip("+~").split("=")[0].split("@")[0]
+
+
+def announce(stage: str) -> None:
+    """Say which stage of a search begins."""
+    console.print(f"{time.strftime('%H:%M:%S')}  {stage}", markup=False)
+
+
+def print_table(table: pd.DataFrame, title: str) -> None:
+    """Print a small table; fractions with two digits."""
+    drawn = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for name in table.columns:
+        drawn.add_column(str(name), justify="left" if table[name].dtype.kind in "OTU" else "right")
+    for row in table.itertuples(index=False):
+        drawn.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row))
+    console.print(drawn, markup=False)
+
+
+def closing_lines(
+    outputs: Mapping[str, Path], facts: Mapping[str, object], following: str | None, already_done: bool = False
+) -> None:
+    """Say what came out, where it is, and what to run next.
+
+    Parameters
+    ----------
+    outputs : what -> path
+    facts : name -> figure
+    following : command to run next
+    already_done : the outputs were there from an earlier run of the same settings
+    """
+    if already_done:
+        console.print("This run was complete before; nothing was computed. overwrite=true computes it again.")
+    width = max(map(len, (*outputs, *facts, "next")))
+    for name, value in facts.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else value
+        console.print(f"  {name:<{width}}  {shown}", markup=False)
     for what, path in outputs.items():
-        console.print(f"  [bold]{what}[/]  {path}")
-    if next_command:
-        console.print(f"  [bold green]next[/]  {next_command}")
+        console.print(f"  {what:<{width}}  {path}", markup=False, style="bold")
+    if following:
+        console.print(f"  {'next':<{width}}  {following}", markup=False, style="bold green")

@@ -161,7 +161,11 @@ class RunFolder:
         self.complete = False
         self.resumable = False
         if previous and not overwrite:
-            self._refuse_other_run(previous)
+            try:
+                self._refuse_other_run(previous)
+            except UserError:
+                self.close()
+                raise
             self.complete = bool(previous["complete"])
             self.resumable = not self.complete
         self.summary: dict[str, Any] = previous["summary"] if previous and self.complete else {}

@@ -1,0 +1,39 @@
+# make demo: from nothing to a report on the embedded survey. make test: from nothing to the checks passed.
+PYTHON ?= python3
+RUN := .venv/bin/python
+STAMP := .venv/.installed
+# Overrides for all three scripts of the demo, for example DEMO="name=mine data.n_galaxies=2000".
+DEMO ?=
+export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+
+.PHONY: install demo test check clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "rarezoo needs Python 3.11 or newer, and $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet uv || echo "uv cannot be had; pip installs instead, more slowly"
+	if $(RUN) -m uv --version >/dev/null 2>&1; then \
+		$(RUN) -m uv pip install --quiet --python $(RUN) -c constraints.txt -e '.[dev,imagenet]'; \
+	else \
+		$(RUN) -m pip install --quiet -c constraints.txt -e '.[dev,imagenet]'; \
+	fi
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(RUN) train.py experiment=demo $(DEMO)
+	$(RUN) embed.py experiment=demo $(DEMO)
+	$(RUN) cluster.py experiment=demo $(DEMO)
+
+check: $(STAMP)
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+test: check
+	$(RUN) -m pytest $(TESTS)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,49 @@
+"""Find classes among the embedded galaxies and show them."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import hydra
+import pandas as pd
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from rarezoo.cli import announce, closing_lines, print_table, run_script
+from rarezoo.clustering.settings import ClusterSettings
+from rarezoo.config import validated
+from rarezoo.embeddings import open_embeddings
+from rarezoo.provenance import RunFolder, sha256_of_file
+from rarezoo.report.results import RECOVERY_SHOWN, search_and_write
+from rarezoo.report.wandb import tracked_run
+
+CONF = Path(__file__).resolve().parent / "conf"
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="cluster")
+def main(config: DictConfig) -> None:
+    """Search one file of embeddings, or say that this search is done already."""
+    job = HydraConfig.get()
+    resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    settings = validated(ClusterSettings, resolved, "cluster.py", job.overrides.task)
+    folder = Path(job.runtime.output_dir)
+    with open_embeddings(settings.embeddings) as embeddings:
+        inputs = {"embeddings": sha256_of_file(settings.embeddings)}
+        with RunFolder(folder, "cluster", settings.decisive(), inputs, settings.overwrite) as run:
+            done_before = run.complete
+            if not done_before:
+                about: dict[str, Any] = {"group": settings.name, "job_type": "cluster", "config": resolved}
+                with tracked_run(**settings.logger.model_dump(), folder=folder, **about) as tracked:
+                    results = search_and_write(folder, embeddings, settings, inputs, announce)
+                    run.finish(results.summary)
+                    tracked.summary(results.summary)
+                    tracked.log_table("classes", results.classes.drop(columns="answers"))
+                    tracked.log_images({found.path.stem: found.path for found in results.montages.values()})
+    if settings.truth is not None:
+        recovery = pd.read_parquet(folder / "recovery.parquet", columns=RECOVERY_SHOWN)
+        print_table(recovery, "planted classes and the cluster that matches each best")
+    outputs = {name: folder / name for name in ("report.html", "classes.parquet", "galaxies.parquet", "montages")}
+    closing_lines(outputs, run.summary, f"open {outputs['report.html']} in a browser", done_before)
+
+
+if __name__ == "__main__":
+    run_script(main, CONF)

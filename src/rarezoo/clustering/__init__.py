@@ -1,0 +1,1 @@
+"""The class search: select galaxies, find neighbours, lay out, cluster, describe and score the classes."""

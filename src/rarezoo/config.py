@@ -1,0 +1,256 @@
+"""Settings of the stages, checked as a whole before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from rarezoo.cli import UserError, console, did_you_mean
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown names are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class ImageSettings(Settings):
+    """Images and batches, whatever the source (conf/data/_images.yaml)."""
+
+    catalog: Path
+    image_root: Path | None
+    truth: Path | None
+    image_size: int = Field(ge=16, le=4096)
+    channels: int = Field(ge=1)
+    crop: float = Field(gt=0, le=1)
+    batch_size: Positive
+    workers: Literal["auto"] | Annotated[int, Field(ge=0)]
+    validation_share: Share
+    test_share: Share
+    max_failed_share: float = Field(ge=0, le=1)
+    on_bad_votes: Literal["error", "drop"]
+    fractional_votes: bool
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> Self:
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError(
+                "validation_share + test_share must leave galaxies to train on: lower them below 1 together"
+            )
+        return self
+
+
+class CatalogData(ImageSettings):
+    """A catalog of the user's own (conf/data/catalog.yaml)."""
+
+    kind: Literal["catalog"]
+
+
+class SimulatedData(ImageSettings):
+    """The embedded survey (conf/data/simulated.yaml)."""
+
+    kind: Literal["simulated"]
+    root: Path
+    n_galaxies: Positive
+    survey_size: int = Field(ge=32, le=1024)
+    survey_seed: int = Field(ge=0)
+    rare_share_min: float = Field(ge=0, le=0.05)
+    rare_share_max: float = Field(ge=0, le=0.05)
+    artifact_share: Share
+
+
+Data = Annotated[CatalogData | SimulatedData, Field(discriminator="kind")]
+
+
+class BackboneSettings(Settings):
+    """Encoder (conf/backbone)."""
+
+    name: str
+    weights: str | None
+    drop_path_rate: Share
+
+
+class BottleneckSettings(Settings):
+    """Representation (conf/bottleneck)."""
+
+    dim: Positive | None
+    activation: Literal["none", "relu", "gelu"]
+
+
+class AugmentSettings(Settings):
+    """Training transforms and normalisation (conf/augment)."""
+
+    rotate: bool
+    flip: bool
+    zoom: tuple[float, float]
+    shift: float
+    brightness: float
+    mean: float
+    std: float = Field(gt=0)
+
+
+class OptimSettings(Settings):
+    """Optimiser, schedule, regularisation, early stopping (conf/optim)."""
+
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    warmup_share: Share
+    head_dropout: Share
+    patience: Positive | None
+
+
+class LoggerSettings(Settings):
+    """Weights & Biases (conf/logger)."""
+
+    mode: Literal["auto", "online", "offline", "disabled"]
+    project: str
+
+
+_DECIDES_NOTHING: Mapping[str, Any] = {"name": True, "overwrite": True, "logger": True}
+_DATA_DECIDES_NOTHING = {"workers", "max_failed_share", "truth"}
+
+
+class RunSettings(Settings):
+    """What every stage has."""
+
+    name: str = Field(min_length=1)
+    seed: int = Field(ge=0, lt=2**32)
+    overwrite: bool
+    logger: LoggerSettings
+
+    _undecisive: ClassVar[Mapping[str, Any]] = {}
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide the result, JSON-like; two runs that agree in them may replace each other."""
+        return self.model_dump(mode="json", by_alias=True, exclude={**_DECIDES_NOTHING, **self._undecisive})
+
+
+class TrainSettings(RunSettings):
+    """Settings of train.py."""
+
+    data: Data
+    tree: dict[str, Any] = Field(alias="schema")
+    backbone: BackboneSettings
+    bottleneck: BottleneckSettings
+    augment: AugmentSettings
+    optim: OptimSettings
+    trainer: dict[str, Any]
+
+    _undecisive = {"data": _DATA_DECIDES_NOTHING}
+
+
+class EmbeddingSettings(Settings):
+    """How embed.py computes and writes."""
+
+    batch_size: Positive
+    dtype: Literal["float32", "float16"]
+    device: str
+
+
+class EmbedSettings(RunSettings):
+    """Settings of embed.py."""
+
+    data: Data
+    checkpoint: Path
+    embedding: EmbeddingSettings
+
+    _undecisive = {
+        "data": {
+            *_DATA_DECIDES_NOTHING,
+            "batch_size",
+            "validation_share",
+            "test_share",
+            "image_size",
+            "crop",
+            "channels",
+        },
+        "embedding": {"batch_size", "device"},
+        "checkpoint": True,
+        "seed": True,
+    }
+
+
+class ReportSettings(Settings):
+    """Montages (conf/report)."""
+
+    columns: int = Field(ge=1, le=50)
+    rows: int = Field(ge=1, le=50)
+    thumbnail: int = Field(ge=16, le=1024)
+
+
+EMBED_READS = frozenset({"experiment", "name", "output_dir", "data", "embedding", "logger"})
+CLUSTER_READS = frozenset(
+    {
+        "experiment",
+        "name",
+        "output_dir",
+        "data",
+        "truth",
+        "selection",
+        "neighbours",
+        "layout",
+        "tree",
+        "report",
+        "logger",
+    }
+)
+
+Model = TypeVar("Model", bound=Settings)
+
+
+def validated(model: type[Model], config: Mapping[str, Any], command: str, overrides: Sequence[str] = ()) -> Model:
+    """Check a resolved configuration against the settings of one command.
+
+    Parameters
+    ----------
+    model : settings of the command; parts of the configuration that it does not have belong to other commands
+    config : resolved configuration, plain dicts and values
+    command : named in messages
+    overrides : as given on the command line; one that the command does not read is noted on the terminal
+
+    Raises
+    ------
+    UserError
+        that lists every option that is wrong, with the value found and what is allowed
+    """
+    own = {field.alias or name for name, field in model.model_fields.items()}
+    for override in overrides:
+        option = override.lstrip("+~").split("=")[0]
+        if option.split(".")[0].split("/")[0] not in {*own, "experiment", "output_dir", "data", "truth"}:
+            console.print(f"note: {command} does not use {option}", style="yellow", markup=False)
+    try:
+        return model.model_validate({name: config[name] for name in own if name in config})
+    except ValidationError as error:
+        raise UserError("\n".join(_describe(model, details) for details in error.errors())) from error
+
+
+def _describe(model: type[Settings], details: ErrorDetails) -> str:
+    # A choice of the union is part of pydantic's path, not of the option's name.
+    parts = [
+        str(part) for part in details["loc"] if part not in ("catalog", "simulated") or details["loc"][0] != "data"
+    ]
+    if details["loc"] and details["loc"][0] == "data" and details["loc"][-1] == "catalog" and len(details["loc"]) > 2:
+        parts.append("catalog")
+    option = ".".join(parts)
+    if details["type"] == "extra_forbidden":
+        return f"option '{option}' does not exist. {did_you_mean(parts[-1], _siblings(model, parts[:-1]))}"
+    if details["type"] == "missing":
+        return f"option '{option}' is missing. Give {option}=..."
+    reason = details["msg"].removeprefix("Value error, ")
+    found = "" if details["type"] == "value_error" else f"={details['input']!r}"
+    return f"{option}{found}: {reason[0].lower()}{reason[1:]}."
+
+
+def _siblings(model: type[Settings], path: Sequence[str]) -> list[str]:
+    current: Any = model
+    for part in path:
+        field = getattr(current, "model_fields", {}).get(part)
+        current = field.annotation if field else None
+    return list(getattr(current, "model_fields", {}))

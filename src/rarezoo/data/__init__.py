@@ -1,0 +1,1 @@
+"""Catalogs, images and batches: everything up to the model."""

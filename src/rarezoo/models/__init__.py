@@ -1,0 +1,1 @@
+"""Encoders with a bottleneck that predict vote counts, and how they are trained, saved and loaded."""

@@ -1,0 +1,179 @@
+"""Training on vote counts, with Lightning."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from rarezoo.cli import UserError
+from rarezoo.config import TrainSettings
+from rarezoo.data.augment import TrainTransform
+from rarezoo.data.datamodule import FailureLog, GalaxyDataModule
+from rarezoo.models.checkpoints import KEY, checkpoint_header
+from rarezoo.models.optim import adamw, warmup_cosine
+from rarezoo.models.progress import progress_callback
+from rarezoo.models.vote_model import ModelSpec, VoteModel
+from rarezoo.provenance import written_beside
+from rarezoo.votes import Schema, vote_nll
+
+MONITOR = "validation/loss"
+
+
+class VoteTraining(LightningModule):
+    """What a training step is: transform, predict, and the likelihood of the votes.
+
+    The loss is the mean over galaxies of the sum over questions of the negative log-likelihood in nats, as Zoobot's
+    published models report it.
+    """
+
+    def __init__(
+        self,
+        model: VoteModel,
+        train_transform: nn.Module,
+        failures: FailureLog,
+        n_images: int,
+        lr: float,
+        weight_decay: float,
+        warmup_share: float,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.train_transform = train_transform
+        self.failures = failures
+        self.n_images = n_images
+        self.optim = {"lr": lr, "weight_decay": weight_decay}
+        self.warmup_share = warmup_share
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        """Loss of one batch; None, which skips the step, where no image of the batch could be read."""
+        per_question = self._per_question(batch, self.train_transform)
+        if per_question is None:
+            return None
+        loss = per_question.sum(1).mean()
+        self.log("train/loss", loss, batch_size=len(per_question), prog_bar=True, on_step=False, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Log the loss, and the loss of each question over the galaxies that were asked it."""
+        self._evaluate(batch, "validation")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """As validation, on galaxies that neither training nor early stopping saw."""
+        self._evaluate(batch, "test")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW and a schedule that steps with every batch."""
+        optimizer = adamw(self.model, **self.optim)
+        schedule = warmup_cosine(optimizer, int(self.trainer.estimated_stepping_batches), self.warmup_share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let the model be built again from the file alone."""
+        checkpoint[KEY] = checkpoint_header(self.model.spec)
+
+    def _per_question(self, batch: dict[str, Any], transform: nn.Module) -> Tensor | None:
+        self.failures.add(batch["failed"])
+        self.failures.check(self.n_images)
+        if len(batch["image"]) == 0:
+            return None
+        return vote_nll(self.model(transform(batch["image"])), batch["counts"], self.model.schema)
+
+    def _evaluate(self, batch: dict[str, Any], split: str) -> None:
+        per_question = self._per_question(batch, self.model.eval_transform)
+        if per_question is None:
+            return
+        self.log(
+            f"{split}/loss", per_question.sum(1).mean(), batch_size=len(per_question), prog_bar=True, sync_dist=True
+        )
+        asked = batch["counts"] @ self.model.schema.membership.to(batch["counts"]) > 0
+        for index, question in enumerate(self.model.schema.questions):
+            n_asked = int(asked[:, index].sum())
+            if n_asked:
+                mean = per_question[:, index].sum() / n_asked
+                self.log(f"{split}/loss_{question.name}", mean, batch_size=n_asked, sync_dist=True)
+
+
+def make_training(settings: TrainSettings, schema: Schema, data: GalaxyDataModule) -> VoteTraining:
+    """Model, transforms and optimiser as the settings say."""
+    augment, optim = settings.augment, settings.optim
+    transform = TrainTransform(**settings.augment.model_dump())
+    spec = ModelSpec(
+        tree=schema.to_tree(),
+        backbone=settings.backbone.name,
+        bottleneck_dim=settings.bottleneck.dim,
+        bottleneck_activation=settings.bottleneck.activation,
+        image_size=settings.data.image_size,
+        channels=settings.data.channels,
+        crop=settings.data.crop,
+        zoom=transform.for_evaluation().zoom,
+        mean=augment.mean,
+        std=augment.std,
+        head_dropout=optim.head_dropout,
+        drop_path_rate=settings.backbone.drop_path_rate,
+    )
+    model = VoteModel(spec, settings.backbone.weights)
+    return VoteTraining(
+        model, transform, data.failure_log(), len(data.catalog), optim.lr, optim.weight_decay, optim.warmup_share
+    )
+
+
+def training_callbacks(folder: Path, patience: int | None) -> list[Callback]:
+    """Checkpoints of the best and the last epoch below `folder`, early stopping, and a progress bar."""
+    checkpoint = ModelCheckpoint(
+        folder / "checkpoints", "best", monitor=MONITOR, save_last=True, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [checkpoint, progress_callback()]
+    if patience is not None:
+        callbacks.append(EarlyStopping(MONITOR, patience=patience))
+    return callbacks
+
+
+def fit(trainer: Trainer, training: VoteTraining, datamodule: GalaxyDataModule, folder: Path, resume: bool) -> Path:
+    """Train, going on from the last epoch of an interrupted run, and put the best checkpoint in its final place.
+
+    Parameters
+    ----------
+    folder : of the run; the result is folder/best.ckpt
+    resume : go on from folder/checkpoints/last.ckpt where it is there
+
+    Raises
+    ------
+    KeyboardInterrupt
+        if the run was interrupted
+    UserError
+        if no epoch gave a finite validation loss
+    """
+    last = folder / "checkpoints" / "last.ckpt"
+    if not resume:
+        shutil.rmtree(last.parent, ignore_errors=True)
+    try:
+        trainer.fit(training, datamodule=datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C into an exit of its own, with status 1 and without a word.
+        raise KeyboardInterrupt from stop
+    if trainer.state.status == TrainerStatus.INTERRUPTED:
+        raise KeyboardInterrupt
+    checkpoint = trainer.checkpoint_callback
+    best = Path(checkpoint.best_model_path) if isinstance(checkpoint, ModelCheckpoint) else last
+    if not best.is_file() or not torch.isfinite(torch.as_tensor(trainer.callback_metrics.get(MONITOR, torch.nan))):
+        raise UserError("training gave no finite validation loss. Lower optim.lr, and check the vote columns.")
+    final = folder / "best.ckpt"
+    with written_beside(final) as temporary:
+        shutil.copyfile(best, temporary)
+    return final
+
+
+def evaluate(trainer: Trainer, training: VoteTraining, datamodule: GalaxyDataModule, best: Path) -> dict[str, float]:
+    """Loss of the best checkpoint on the test split; empty where the catalog is too small to have one."""
+    if not len(datamodule.rows("test")):
+        return {}
+    metrics = trainer.test(training, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)[0]
+    return {name: float(value) for name, value in metrics.items()}

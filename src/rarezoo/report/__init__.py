@@ -1,0 +1,1 @@
+"""What people see: montages, figures, one HTML page, and Weights & Biases."""

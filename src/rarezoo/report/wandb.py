@@ -1,0 +1,226 @@
+"""Runs tracked with Weights & Biases. Tracking never asks, never hangs and never ends a run: it only gives way."""
+
+from __future__ import annotations
+
+import io
+import netrc
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from rarezoo.cli import console
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from lightning.pytorch.loggers import WandbLogger
+
+Mode = Literal["auto", "online", "offline", "disabled"]
+
+INIT_SECONDS = 20.0
+FINISH_SECONDS = 60.0
+_MODES_OF_ENVIRONMENT: Mapping[str, Mode] = {
+    "online": "online",
+    "run": "online",
+    "shared": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+
+
+class TrackedRun:
+    """A run that takes numbers, images and tables, or quietly nothing where tracking is disabled.
+
+    Attributes
+    ----------
+    mode : "online", "offline" or "disabled", as it came to be
+    """
+
+    def __init__(self, run: Any | None, mode: Mode) -> None:
+        self._run = run
+        self.mode = mode
+        self._warned = False
+
+    def log(self, numbers: Mapping[str, float]) -> None:
+        """Add one row of numbers to the run's history."""
+        self._safely(lambda run: run.log(dict(numbers)))
+
+    def log_images(self, images: Mapping[str, Path | bytes]) -> None:
+        """Log image files, or encoded images such as PNG bytes, under their names."""
+        if self._run is not None:
+            self._safely(lambda run: run.log({name: _image(image) for name, image in images.items()}))
+
+    def log_table(self, name: str, table: pd.DataFrame) -> None:
+        """Log a table. Columns of mixed type are allowed; an index is not kept."""
+        if self._run is not None:
+            self._safely(lambda run: run.log({name: _table(table)}))
+
+    def summary(self, values: Mapping[str, object]) -> None:
+        """Set the figures that stand for the run as a whole."""
+        self._safely(lambda run: run.summary.update(dict(values)))
+
+    def finish(self, exit_code: int = 0) -> None:
+        """End the run: upload what is left, or give up after `FINISH_SECONDS` and leave it on disk."""
+        self._safely(lambda run: run.finish(exit_code=exit_code))
+        self._run = None
+
+    def _safely(self, action: Callable[[Any], object]) -> None:
+        if self._run is None:
+            return
+        try:
+            action(self._run)
+        except Exception as error:
+            if not self._warned:
+                _warn(f"a record was not taken ({_first_line(error)}); others like it go unsaid")
+            self._warned = True
+
+
+@contextmanager
+def tracked_run(
+    mode: Mode,
+    project: str,
+    *,
+    folder: Path,
+    name: str | None = None,
+    group: str | None = None,
+    job_type: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    init_seconds: float = INIT_SECONDS,
+) -> Iterator[TrackedRun]:
+    """Track a run for as long as the context lasts; it is finished also where an exception ends it (exit code 1).
+
+    Parameters
+    ----------
+    mode : "auto" is online where an API key is found and WANDB_MODE does not say otherwise, else offline.
+        A run that cannot start online starts offline; one that cannot start at all is disabled; either is said
+        in one line. "disabled" does not import wandb.
+    project, group, job_type, name : as Weights & Biases has them
+    folder : the run's files are written to `folder`/wandb
+    config : settings of the run, JSON-like
+    init_seconds : time allowed for the start of an online run
+    """
+    run = _start(
+        mode,
+        init_seconds,
+        {
+            "project": project,
+            "name": name,
+            "group": group,
+            "job_type": job_type,
+            "config": dict(config or {}),
+            "dir": str(folder),
+        },
+    )
+    exit_code = 1
+    try:
+        yield run
+        exit_code = 0
+    finally:
+        run.finish(exit_code)
+
+
+def lightning_logger(run: TrackedRun) -> WandbLogger | None:
+    """Lightning logger that writes to the same run; None where tracking is disabled.
+
+    Its metrics are shown against Lightning's `trainer/global_step`.
+    """
+    wandb_run = run._run
+    if wandb_run is None:
+        return None
+    from lightning.pytorch.loggers import WandbLogger
+
+    wandb_run.define_metric("trainer/global_step")
+    wandb_run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=wandb_run, save_dir=wandb_run.settings.root_dir, log_model=False)
+
+
+def resolve_mode(mode: Mode) -> Mode:
+    """The mode that "auto" stands for here: WANDB_MODE where set, else online with an API key, else offline."""
+    if mode != "auto":
+        return mode
+    if stated := _MODES_OF_ENVIRONMENT.get(os.environ.get("WANDB_MODE", "").lower()):
+        return stated
+    return "online" if _has_api_key() else "offline"
+
+
+def _start(mode: Mode, init_seconds: float, arguments: Mapping[str, Any]) -> TrackedRun:
+    if mode == "disabled" or not _is_first_rank():
+        return TrackedRun(None, "disabled")
+    # Silences what wandb prints before a run's own settings hold, such as where a key came from.
+    os.environ.setdefault("WANDB_SILENT", "true")
+    wanted = resolve_mode(mode)
+    fallbacks: dict[Mode, tuple[Mode, ...]] = {"online": ("online", "offline"), "offline": ("offline",)}
+    for attempt in fallbacks.get(wanted, ()):
+        try:
+            return TrackedRun(_init(attempt, init_seconds, arguments), attempt)
+        except Exception as error:
+            next_mode = "offline" if attempt == "online" else "disabled"
+            _warn(f"the run could not start {attempt} ({_first_line(error)}); it goes on {next_mode}")
+    return TrackedRun(None, "disabled")
+
+
+def _init(mode: Mode, init_seconds: float, arguments: Mapping[str, Any]) -> Any:
+    import wandb
+
+    Path(arguments["dir"]).mkdir(parents=True, exist_ok=True)
+    wanted: dict[str, Any] = {
+        "silent": True,
+        "console": "off",
+        "save_code": False,
+        "init_timeout": init_seconds,
+        "login_timeout": init_seconds,
+        "finish_timeout": FINISH_SECONDS,
+    }
+    known = {name: value for name, value in wanted.items() if name in wandb.Settings.model_fields}
+    wandb_mode = cast(Literal["online", "offline"], mode)
+    return wandb.init(mode=wandb_mode, settings=wandb.Settings(**known), **arguments)
+
+
+def _is_first_rank() -> bool:
+    """Whether this is the one process of a distributed run that may track it, by the variables Lightning reads."""
+    ranks = (os.environ[name] for name in _RANK_VARIABLES if name in os.environ)
+    return next(ranks, "0") == "0"
+
+
+def _has_api_key() -> bool:
+    import wandb
+
+    settings = wandb.setup().settings
+    if settings.api_key or getattr(settings, "identity_token_file", None):
+        return True
+    hosts = {urlsplit(settings.base_url).hostname or ""}
+    if "WANDB_BASE_URL" not in os.environ:
+        # Keys saved before the client's default address changed are filed under this one.
+        hosts.add("api.wandb.ai")
+    try:
+        entries = netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser()).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any(entries[host][2] for host in hosts & entries.keys())
+
+
+def _image(image: Path | bytes) -> Any:
+    import wandb
+
+    return wandb.Image(Image.open(io.BytesIO(image)) if isinstance(image, bytes) else str(image))
+
+
+def _table(table: pd.DataFrame) -> Any:
+    import wandb
+
+    plain = table.astype(object).where(table.notna(), None)
+    return wandb.Table(dataframe=plain.rename(columns=str), allow_mixed_types=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _warn(message: str) -> None:
+    console.print(f"Warning: Weights & Biases: {message}.", markup=False)

@@ -1,0 +1,99 @@
+import base64
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from rarezoo.report import map_data as module
+from rarezoo.report.map_data import equal_share, map_data, thumbnail_sheets
+
+
+def unpacked(text):
+    return np.frombuffer(base64.b64decode(text), "<u2").astype(float)
+
+
+def galaxies_at(x, y, cluster=-1):
+    return pd.DataFrame(
+        {"id_str": [f"J{row}" for row in range(len(x))], "file_loc": "", "cluster": cluster, "probability": 0.5, "x": x, "y": y}
+    )
+
+
+NO_CLASSES = pd.DataFrame({"cluster": [], "size": [], "medoid_id": []})
+coordinates = st.lists(st.tuples(st.floats(-1e3, 1e3), st.floats(-1e3, 1e3)), min_size=1, max_size=30)
+
+
+@settings(deadline=None, max_examples=60)
+@given(coordinates)
+def test_positions_come_back_on_one_scale_for_both_axes(positions):
+    x, y = np.array(positions).T
+    data = map_data(galaxies_at(x, y), NO_CLASSES)
+    span = max(np.ptp(x), np.ptp(y)) or 1.0
+    for packed, values in ((data["x"], x), (data["y"], y)):
+        back = unpacked(packed) / 65535 * span
+        # Relative to the first point, since the page needs no absolute origin.
+        np.testing.assert_allclose(back - back[0], values - values[0], atol=1.01 * span / 65535)
+
+
+def test_a_large_bulk_is_sampled_and_members_are_all_kept(monkeypatch):
+    monkeypatch.setattr(module, "MAX_BULK", 50)
+    rng = np.random.default_rng(0)
+    galaxies = galaxies_at(rng.normal(size=400), rng.normal(size=400))
+    galaxies.loc[:9, "cluster"] = 0
+    classes = pd.DataFrame({"cluster": [0], "size": [10], "medoid_id": ["J3"]})
+    data = map_data(galaxies, classes)
+    assert (data["n_bulk"], data["all_bulk"], data["n_members"]) == (50, 390, 10)
+    assert data["ids"][50:] == [f"J{row}" for row in range(10)]
+    assert len(unpacked(data["x"])) == len(data["ids"]) == 60
+    assert data == map_data(galaxies, classes)
+    assert data["classes"][0]["x"] == unpacked(data["x"])[53]
+
+
+def test_missing_values_make_valid_json_and_unplaced_galaxies_are_left_out():
+    galaxies = galaxies_at([0.0, 1.0, np.nan, 2.0], [0.0, np.inf, 1.0, 1.0], cluster=[0, 0, 0, -1])
+    galaxies["probability"] = np.nan
+    galaxies["ra"], galaxies["dec"] = np.nan, [10.0, 1, 1, 1]
+    data = map_data(galaxies, pd.DataFrame({"cluster": [0], "size": [3], "medoid_id": [None]}))
+    assert data["ids"] == ["J3", "J0"]
+    assert data["members"] == {"cluster": [0], "probability": [None], "tile": [0], "ra": [None], "dec": [10.0]}
+    json.dumps(data, allow_nan=False)
+
+
+@pytest.fixture
+def coloured_members(tmp_path):
+    rows = []
+    for number in range(9):
+        file = tmp_path / f"{number}.png"
+        Image.new("RGB", (30, 30), (25 * number + 20, 255 - 25 * number, 60)).save(file)
+        rows.append({"id_str": f"J{number}", "file_loc": str(file), "cluster": number % 2, "probability": number / 10})
+    return pd.DataFrame(rows).set_index(pd.Index(range(100, 109)))
+
+
+def test_a_members_tile_on_the_sheet_shows_its_own_image(coloured_members):
+    sheets, tiles = thumbnail_sheets(coloured_members)
+    for row, galaxy in coloured_members.iterrows():
+        sheet = Image.open(io.BytesIO(base64.b64decode(sheets[galaxy["cluster"]].split(",")[1])))
+        line, column = divmod(int(tiles[row]), module.SHEET_COLUMNS)
+        side = module.THUMBNAIL
+        pixel = np.array(sheet.getpixel((column * side + side // 2, line * side + side // 2)))
+        with Image.open(galaxy["file_loc"]) as image:
+            assert np.abs(pixel - image.getpixel((3, 3))).max() < 8
+
+
+def test_thumbnails_are_shared_out_where_there_are_too_many(coloured_members, monkeypatch):
+    monkeypatch.setattr(module, "MAX_THUMBNAILS", 4)
+    _, tiles = thumbnail_sheets(coloured_members)
+    assert sorted(tiles.index) == [105, 106, 107, 108], "the two surest of either class"
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.lists(st.integers(1, 50), max_size=20), st.integers(0, 400))
+def test_equal_share_is_the_largest_within_the_budget(sizes, budget):
+    share = equal_share(np.array(sizes, int), budget)
+    shares = [n for n in range(1, 51) if sum(min(size, n) for size in sizes) <= budget]
+    expected = min(max(shares, default=0), max(sizes, default=0))
+    assert share == expected
