@@ -69,12 +69,18 @@ class SimulatedData(ImageSettings):
 Data = Annotated[CatalogData | SimulatedData, Field(discriminator="kind")]
 
 
+PerChannel = float | list[float]
+
+
 class BackboneSettings(Settings):
     """Encoder (conf/backbone)."""
 
     name: str
     weights: str | None
     drop_path_rate: Share
+    channels_last: bool
+    mean: PerChannel
+    std: PerChannel
 
 
 class BottleneckSettings(Settings):
@@ -85,15 +91,13 @@ class BottleneckSettings(Settings):
 
 
 class AugmentSettings(Settings):
-    """Training transforms and normalisation (conf/augment)."""
+    """Training transforms (conf/augment)."""
 
     rotate: bool
     flip: bool
     zoom: tuple[float, float]
     shift: float
     brightness: float
-    mean: float
-    std: float = Field(gt=0)
 
 
 class OptimSettings(Settings):

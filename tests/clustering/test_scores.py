@@ -9,7 +9,7 @@ from rarezoo.clustering.scores import kind_agreement, recovery, summary
 pairs = st.lists(st.tuples(st.integers(-1, 4), st.sampled_from(["", "ring", "jellyfish", "lens"])), min_size=1)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=40)
 @given(pairs)
 def test_scores_of_the_best_cluster_are_those_of_sklearn(drawn):
     labels, truth = np.array([a for a, _ in drawn]), np.array([b for _, b in drawn])
@@ -25,7 +25,7 @@ def test_scores_of_the_best_cluster_are_those_of_sklearn(drawn):
             assert row["completeness"] == pytest.approx(recall_score(is_class, guess))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(pairs, st.integers(0, 20))
 def test_members_that_the_selection_lost_count_as_if_they_were_in_no_cluster(drawn, n_lost):
     labels, truth = np.array([a for a, _ in drawn]), np.array([b for _, b in drawn], dtype=object)

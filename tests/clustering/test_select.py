@@ -44,7 +44,7 @@ def test_without_cuts_every_row_is_kept():
     assert found.steps.empty
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     arrays(np.float32, st.tuples(st.integers(1, 30), st.just(3)), elements=st.floats(0, 1, width=32)),
     st.lists(st.tuples(st.sampled_from(COLS), st.floats(0.01, 1)), max_size=4),

@@ -167,9 +167,9 @@ def _wait_for(path: Path):
 
 
 def test_processes_that_want_the_same_stage_at_once_compute_it_once(tmp_path):
-    workers = [_worker(tmp_path) for _ in range(3)]
+    workers = [_worker(tmp_path) for _ in range(2)]
     said = sorted(worker.communicate(timeout=60)[0].strip() for worker in workers)
-    assert said == ["False 10", "True 10", "True 10"]
+    assert said == ["False 10", "True 10"]
     assert (tmp_path / "calls").read_text() == "x"
 
 

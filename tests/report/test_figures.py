@@ -69,7 +69,10 @@ def test_waterfall_bars_have_the_lengths_of_the_cuts():
 
 def test_classes_on_the_map_have_the_colours_of_the_palette_on_the_bulk_of_any_size():
     galaxies, classes = a_search(3, n_bulk=31_000)
-    seen = {tuple(pixel) for pixel in np.asarray(picture(figures.class_map(galaxies, classes), 100).convert("RGB"))[::1].reshape(-1, 3)}
+    seen = {
+        tuple(pixel)
+        for pixel in np.asarray(picture(figures.class_map(galaxies, classes), 100).convert("RGB"))[::1].reshape(-1, 3)
+    }
     for colour in figures.PALETTE[:3]:
         assert tuple(bytes.fromhex(colour[1:])) in seen
 

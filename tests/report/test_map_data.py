@@ -19,7 +19,14 @@ def unpacked(text):
 
 def galaxies_at(x, y, cluster=-1):
     return pd.DataFrame(
-        {"id_str": [f"J{row}" for row in range(len(x))], "file_loc": "", "cluster": cluster, "probability": 0.5, "x": x, "y": y}
+        {
+            "id_str": [f"J{row}" for row in range(len(x))],
+            "file_loc": "",
+            "cluster": cluster,
+            "probability": 0.5,
+            "x": x,
+            "y": y,
+        }
     )
 
 

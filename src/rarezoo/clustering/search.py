@@ -70,7 +70,8 @@ def search_classes(
 ) -> ClassSearch:
     """Search a representation for classes.
 
-    The selection is not stored: its comparisons cost less than the hash that would find it again.
+    The selection is not stored: its comparisons cost less than the hash that would find it again. A layout without a
+    seed is stored as any other, so that the next search over it is of the same layout.
 
     Parameters
     ----------

@@ -50,16 +50,16 @@ class _Normalised(nn.Module):
 
     def __init__(self, mean: float | Sequence[float], std: float | Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", _per_channel("augment.mean", mean), persistent=False)
-        self.register_buffer("std", _per_channel("augment.std", std), persistent=False)
+        self.register_buffer("mean", _per_channel("backbone.mean", mean), persistent=False)
+        self.register_buffer("std", _per_channel("backbone.std", std), persistent=False)
         if not bool((self.std > 0).all()):
-            raise UserError(f"augment.std={std}: every value must be > 0.")
+            raise UserError(f"backbone.std={std}: every value must be > 0.")
         self._normalisation = {"mean": _plain(mean), "std": _plain(std)}
 
     def _to_unit(self, images: Tensor) -> Tensor:
         if max(self.mean.shape[1], self.std.shape[1]) not in (1, images.shape[1]):
             raise UserError(
-                f"augment.mean, augment.std: {max(self.mean.shape[1], self.std.shape[1])} values for images of "
+                f"backbone.mean, backbone.std: {max(self.mean.shape[1], self.std.shape[1])} values for images of "
                 f"{images.shape[1]} channels. Give one value, or one per channel (data.channels)."
             )
         return images.to(torch.float32) / 255.0

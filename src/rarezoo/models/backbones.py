@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 
 from rarezoo.cli import UserError, did_you_mean
+from rarezoo.models.plain import read_plain
 
 TIMM_WEIGHTS = "timm"
 PACKAGE_WEIGHTS = "imagenet-package"
@@ -71,11 +70,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
             f"backbone.weights={path}: there is no such file. Give null, timm, {PACKAGE_WEIGHTS}, or a path."
         )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
-        raise UserError(f"{path}: is not a file of plain weights ({str(error).splitlines()[0]}).") from error
+        state = read_plain(path)
+    except ValueError as error:
+        raise UserError(
+            f"backbone.weights={path}: is not a file of plain weights ({error}). "
+            "Save model.state_dict() of a timm encoder with torch.save."
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path}: holds no state dict (names to tensors). Save model.state_dict() of a timm encoder.")
+        raise UserError(
+            f"backbone.weights={path}: holds no state dict (names to tensors). "
+            "Save model.state_dict() of a timm encoder with torch.save."
+        )
     return state
 
 

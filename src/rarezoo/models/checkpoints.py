@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rarezoo.cli import UserError
+from rarezoo.models.plain import read_plain
 from rarezoo.models.vote_model import ModelSpec, VoteModel
 from rarezoo.provenance import made_with
 
@@ -36,12 +33,20 @@ def load_vote_model(path: Path) -> VoteModel:
     header = checkpoint.get(KEY)
     if not isinstance(header, dict) or header.get("format") != FORMAT or "state_dict" not in checkpoint:
         raise UserError(f"{path}: is not a checkpoint of train.py (format {FORMAT}). Give one that train.py wrote.")
+    try:
+        return _build(header["spec"], checkpoint["state_dict"]).eval()
+    except (UserError, AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise UserError(
+            f"{path}: its model cannot be built again ({' '.join(str(error).split())[:200]}). "
+            "Install the version of timm that it was made with, or run train.py again."
+        ) from error
+
+
+def _build(spec: dict[str, Any], state: dict[str, Any]) -> VoteModel:
     known = {field.name for field in fields(ModelSpec)}
-    spec = ModelSpec(**{name: value for name, value in header["spec"].items() if name in known})
-    model = VoteModel(spec)
-    state = checkpoint["state_dict"]
+    model = VoteModel(ModelSpec(**{name: value for name, value in spec.items() if name in known}))
     model.load_state_dict({k.removeprefix(MODEL_PREFIX): v for k, v in state.items() if k.startswith(MODEL_PREFIX)})
-    return model.eval()
+    return model
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -50,8 +55,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"checkpoint={path}: there is no such file. Run train.py first, or give checkpoint=<file>.ckpt."
         )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: cannot be read as a checkpoint ({reason}). Run train.py again.") from error
+        content = read_plain(path)
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as a checkpoint ({error}). Run train.py again.") from error
     return content if isinstance(content, dict) else {}

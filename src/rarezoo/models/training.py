@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
@@ -13,12 +14,13 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from rarezoo.cli import UserError
+from rarezoo.cli import UserError, console
 from rarezoo.config import TrainSettings
 from rarezoo.data.augment import TrainTransform
 from rarezoo.data.datamodule import FailureLog, GalaxyDataModule
 from rarezoo.models.checkpoints import KEY, checkpoint_header
 from rarezoo.models.optim import adamw, warmup_cosine
+from rarezoo.models.plain import read_plain
 from rarezoo.models.progress import progress_callback
 from rarezoo.models.vote_model import ModelSpec, VoteModel
 from rarezoo.provenance import written_beside
@@ -43,6 +45,7 @@ class VoteTraining(LightningModule):
         lr: float,
         weight_decay: float,
         warmup_share: float,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
@@ -51,6 +54,12 @@ class VoteTraining(LightningModule):
         self.n_images = n_images
         self.optim = {"lr": lr, "weight_decay": weight_decay}
         self.warmup_share = warmup_share
+        self.seed = seed
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Let seed, epoch and batch decide views and dropout, so that a resumed run goes on as it would have."""
+        own = np.random.SeedSequence((self.seed, self.current_epoch, batch_idx, self.global_rank))
+        torch.manual_seed(int(own.generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         """Loss of one batch; None, which skips the step, where no image of the batch could be read."""
@@ -64,6 +73,26 @@ class VoteTraining(LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Log the loss, and the loss of each question over the galaxies that were asked it."""
         self._evaluate(batch, "validation")
+
+    def on_validation_epoch_end(self) -> None:
+        """Stop where the loss is not finite, from which training does not come back, before it is saved.
+
+        Raises
+        ------
+        UserError
+            if the loss is not finite, or no image of the validation split could be read
+        """
+        loss = self.trainer.callback_metrics.get(MONITOR)
+        if loss is None:
+            raise UserError(
+                "none of the validation images could be read, so there is no loss to choose the best epoch by. "
+                "Repair the files, or raise data.validation_share."
+            )
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"validation loss is {float(loss)} after epoch {self.current_epoch + 1}. "
+                f"Lower optim.lr={self.optim['lr']}, and check the vote columns."
+            )
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """As validation, on galaxies that neither training nor early stopping saw."""
@@ -103,8 +132,8 @@ class VoteTraining(LightningModule):
 
 def make_training(settings: TrainSettings, schema: Schema, data: GalaxyDataModule) -> VoteTraining:
     """Model, transforms and optimiser as the settings say."""
-    augment, optim = settings.augment, settings.optim
-    transform = TrainTransform(**settings.augment.model_dump())
+    optim = settings.optim
+    transform = TrainTransform(**settings.augment.model_dump(), mean=settings.backbone.mean, std=settings.backbone.std)
     spec = ModelSpec(
         tree=schema.to_tree(),
         backbone=settings.backbone.name,
@@ -114,14 +143,22 @@ def make_training(settings: TrainSettings, schema: Schema, data: GalaxyDataModul
         channels=settings.data.channels,
         crop=settings.data.crop,
         zoom=transform.for_evaluation().zoom,
-        mean=augment.mean,
-        std=augment.std,
+        mean=settings.backbone.mean,
+        std=settings.backbone.std,
         head_dropout=optim.head_dropout,
         drop_path_rate=settings.backbone.drop_path_rate,
+        channels_last=settings.backbone.channels_last,
     )
     model = VoteModel(spec, settings.backbone.weights)
     return VoteTraining(
-        model, transform, data.failure_log(), len(data.catalog), optim.lr, optim.weight_decay, optim.warmup_share
+        model,
+        transform,
+        data.failure_log(),
+        len(data.catalog),
+        optim.lr,
+        optim.weight_decay,
+        optim.warmup_share,
+        settings.seed,
     )
 
 
@@ -132,8 +169,14 @@ def training_callbacks(folder: Path, patience: int | None) -> list[Callback]:
     )
     callbacks: list[Callback] = [checkpoint, progress_callback()]
     if patience is not None:
-        callbacks.append(EarlyStopping(MONITOR, patience=patience))
+        callbacks.append(_EarlyStopping(MONITOR, patience=patience))
     return callbacks
+
+
+class _EarlyStopping(EarlyStopping):
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train no further epoch where the run that is resumed had stopped already."""
+        trainer.should_stop = trainer.should_stop or self.wait_count >= self.patience
 
 
 def fit(trainer: Trainer, training: VoteTraining, datamodule: GalaxyDataModule, folder: Path, resume: bool) -> Path:
@@ -149,26 +192,37 @@ def fit(trainer: Trainer, training: VoteTraining, datamodule: GalaxyDataModule, 
     KeyboardInterrupt
         if the run was interrupted
     UserError
-        if no epoch gave a finite validation loss
+        if the loss became infinite or not a number, or too many images could not be read
     """
-    last = folder / "checkpoints" / "last.ckpt"
+    checkpoints = folder / "checkpoints"
     if not resume:
-        shutil.rmtree(last.parent, ignore_errors=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
     try:
-        trainer.fit(training, datamodule=datamodule, ckpt_path=last if last.is_file() else None, weights_only=True)
+        trainer.fit(training, datamodule=datamodule, ckpt_path=_newest_whole(checkpoints), weights_only=True)
     except SystemExit as stop:
         # Lightning turns Ctrl-C into an exit of its own, with status 1 and without a word.
         raise KeyboardInterrupt from stop
     if trainer.state.status == TrainerStatus.INTERRUPTED:
         raise KeyboardInterrupt
-    checkpoint = trainer.checkpoint_callback
-    best = Path(checkpoint.best_model_path) if isinstance(checkpoint, ModelCheckpoint) else last
-    if not best.is_file() or not torch.isfinite(torch.as_tensor(trainer.callback_metrics.get(MONITOR, torch.nan))):
-        raise UserError("training gave no finite validation loss. Lower optim.lr, and check the vote columns.")
+    best = checkpoints / "best.ckpt"
+    if not best.is_file():
+        raise UserError("training ended before the first epoch did. Raise trainer.max_epochs.")
     final = folder / "best.ckpt"
     with written_beside(final) as temporary:
         shutil.copyfile(best, temporary)
     return final
+
+
+def _newest_whole(checkpoints: Path) -> Path | None:
+    for path in (checkpoints / "last.ckpt", checkpoints / "best.ckpt"):
+        if path.is_file():
+            try:
+                read_plain(path)
+            except ValueError as error:
+                console.print(f"note: {path} is damaged ({error}); resuming without it", style="yellow", markup=False)
+            else:
+                return path
+    return None
 
 
 def evaluate(trainer: Trainer, training: VoteTraining, datamodule: GalaxyDataModule, best: Path) -> dict[str, float]:

@@ -33,6 +33,7 @@ class ModelSpec:
     zoom : central magnification of an image that is not augmented
     mean, std : subtracted from and divided into pixel values in 0..1
     head_dropout, drop_path_rate : used in training only
+    channels_last : memory layout of images and kernels; decides the speed alone
     """
 
     tree: dict[str, Any]
@@ -43,10 +44,11 @@ class ModelSpec:
     channels: int = 3
     crop: float = 1.0
     zoom: float = 1.0
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | list[float] = 0.0
+    std: float | list[float] = 1.0
     head_dropout: float = 0.2
     drop_path_rate: float = 0.0
+    channels_last: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as checkpoints and embedding files keep them."""
@@ -91,6 +93,8 @@ class VoteModel(nn.Module):
         self.spec = spec
         self.schema = Schema.from_tree(spec.tree)
         self.backbone = create_backbone(spec.backbone, spec.channels, spec.drop_path_rate, weights)
+        self._layout = torch.channels_last if spec.channels_last else torch.contiguous_format
+        self.backbone.to(memory_format=self._layout)
         n_features = self._feature_width()
         self.bottleneck = nn.Sequential()
         if spec.bottleneck_dim is not None:
@@ -106,7 +110,7 @@ class VoteModel(nn.Module):
 
     def represent(self, images: Tensor) -> Tensor:
         """Representation (batch, representation_dim) of transformed images (batch, channels, height, width)."""
-        representation: Tensor = self.bottleneck(self.backbone(images))
+        representation: Tensor = self.bottleneck(self.backbone(images.contiguous(memory_format=self._layout)))
         return representation
 
     def forward(self, images: Tensor) -> Tensor:

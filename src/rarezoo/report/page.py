@@ -6,12 +6,11 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
@@ -35,8 +34,8 @@ class Report:
     title : name of the search
     n_catalog : galaxies in the catalog
     cuts : one row a cut: cut, answer, threshold, removed, left; may be empty
-    classes : one row a class: cluster, size, share, persistence, cohesion, medoid_id, sets_apart (a text whose parts
-        are divided by semicolons, or a list of texts), parent; any but the first two may hold missing values
+    classes : one row a class: cluster, size, medoid_id, and optionally share, persistence, cohesion, parent, answers
+        (what sets it apart: mappings with answer, mean, others); all but the first two may hold missing values
     galaxies : one row a galaxy that passed the cuts: id_str, file_loc (a path that can be opened), cluster (-1 = none),
         probability, x, y and optionally ra, dec (degrees)
     montages : as from `class_montages`
@@ -147,19 +146,10 @@ def _card(row: Mapping[str, Any], report: Report, colours: Mapping[int, str]) ->
         "colour": colours.get(cluster, "#8b95a7"),
         "size": int(row["size"]),
         **{name: row.get(name) for name in ("share", "persistence", "cohesion", "medoid_id")},
-        "sets_apart": _phrases(row.get("sets_apart")),
+        "answers": [] if row.get("answers") is None else list(row["answers"]),
         "kin": _kin(row, report.classes),
         "montage": None if montage is None else _embedded(montage),
     }
-
-
-def _phrases(value: object) -> list[str]:
-    if value is None:
-        return []
-    parts = (
-        value.split(";") if isinstance(value, str) else value if isinstance(value, Sequence | np.ndarray) else [value]
-    )
-    return [text for part in parts if (text := str(part).strip())]
 
 
 def _kin(row: Mapping[str, Any], classes: pd.DataFrame) -> list[int]:

@@ -1,4 +1,4 @@
-"""One worker's share of a simulated survey: a run of galaxies, their votes and their picture files."""
+"""A worker's share of a simulated survey: a run of galaxies, their votes and their picture files; and the workers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import islice
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
+from rarezoo.cli import UserError
 from rarezoo.data.simulate.picture import take_picture
 from rarezoo.data.simulate.population import Galaxy, draw_population
 from rarezoo.data.simulate.rare import draw_rare
@@ -28,6 +34,8 @@ JPEG_QUALITY = 92
 _PER_FOLDER = 1000
 _FOOTPRINT_DEC = (-18.0, 34.0)
 _CHUNK_STREAM, _PICTURE_STREAM = 1, 2
+
+Tables = tuple[pa.Table, pa.Table]
 
 _stop: Event | None = None
 
@@ -62,10 +70,9 @@ class StoppedError(Exception):
 
 
 def start_worker(stop: Event) -> None:
-    """Make a process ready for chunks: it leaves Ctrl-C to its parent, heeds `stop`, and ends when the parent does."""
+    """Make a process ready for chunks: it heeds `stop`, and ends when its parent does, however that ends."""
     global _stop
     _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -76,7 +83,54 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def simulate_chunk(chunk: Chunk) -> tuple[pa.Table, pa.Table]:
+def made_in_order(chunks: Iterable[Chunk], workers: int) -> Generator[Tables, None, None]:
+    """Make chunks in so many processes and give their tables in order; no more than a few wait at any time.
+
+    Close the generator before its folder is removed: it ends when no worker writes any more.
+
+    Raises
+    ------
+    UserError
+        if a worker process is killed
+    """
+    if workers == 1:
+        yield from map(simulate_chunk, chunks)
+        return
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(stop,))
+    remaining = iter(chunks)
+    try:
+        waiting: deque[Future[Tables]] = deque()
+        with _interrupts_held_back():
+            waiting.extend(pool.submit(simulate_chunk, chunk) for chunk in islice(remaining, 2 * workers))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(simulate_chunk, chunk) for chunk in islice(remaining, 1))
+    except BrokenProcessPool as error:
+        stop.set()
+        raise UserError(
+            f"data.workers={workers}: a worker process was ended from outside, as when memory runs out. "
+            "Try fewer, e.g. data.workers=1."
+        ) from error
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Let Ctrl-C wait. Processes started meanwhile never see it: their parent alone decides what an interrupt means."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def simulate_chunk(chunk: Chunk) -> Tables:
     """Write the pictures of a chunk; return its rows of the catalog and of the truth.
 
     Raises

@@ -16,6 +16,7 @@ Light: TypeAlias = NDArray[np.float32]
 
 HALF_LIGHT_PER_SCALE_LENGTH = 1.67835
 """Half-light radius of an exponential disk in units of its scale length."""
+_BAR_BOXINESS = 0.4
 
 
 def sersic_b(index: float) -> float:
@@ -83,17 +84,23 @@ def boxy_radius(along: Light, across: Light, axis_ratio: float, boxiness: float)
     return box
 
 
+def boxy_area(boxiness: float) -> float:
+    """Area of the generalised ellipse with both semi-axes 1: pi for boxiness 0, rising to 3.7 for 1."""
+    power = 2 + 2 * boxiness
+    return float(4 * gamma(1 + 1 / power) ** 2 / gamma(1 + 2 / power))
+
+
 def bar_profile(along: Light, across: Light, length: float, axis_ratio: float) -> Light:
-    """Flat bar with steep ends: exp(-2 (r / length)^2.5) on boxy ellipses (exponent 2.8), with unit flux.
+    """Flat bar with steep ends: exp(-2 (r / length)^2.5) on boxy ellipses, with unit flux.
 
     Parameters
     ----------
     along, across : coordinates along and across the bar, px
     length : semi-major axis at which the brightness has fallen to 1/e², px
     """
-    radius = boxy_radius(along, across, axis_ratio, 0.4) / length
-    superellipse = 4 * gamma(1 + 1 / 2.8) ** 2 / gamma(1 + 2 / 2.8)
-    total = superellipse * 0.8 * 2**-0.8 * gamma(0.8) * axis_ratio * length**2
+    radius = boxy_radius(along, across, axis_ratio, _BAR_BOXINESS) / length
+    # The integral of 2 a exp(-2 a^2.5) over a, times the area of the unit figure.
+    total = boxy_area(_BAR_BOXINESS) * 0.8 * 2**-0.8 * gamma(0.8) * axis_ratio * length**2
     light: Light = np.exp(-2 * radius**2.5) / np.float32(total)
     return light
 

@@ -42,7 +42,8 @@ def paint_bulge(canvas: Canvas, galaxy: Galaxy, centre: Point = (0.0, 0.0)) -> N
     sky = plane(canvas, centre, galaxy.position_angle, axis_ratio)
     radius = components.boxy_radius(sky.along, sky.across, axis_ratio, galaxy.bulge_boxiness)
     # No pixel is nearer to the centre than a third of its width: the pixel's mean, not the cusp.
-    light = components.sersic(np.maximum(radius, 0.33), galaxy.bulge_radius, galaxy.sersic_index) / axis_ratio
+    light = components.sersic(np.maximum(radius, 0.33), galaxy.bulge_radius, galaxy.sersic_index)
+    light *= np.float32(np.pi / components.boxy_area(galaxy.bulge_boxiness) / axis_ratio)
     canvas.add(light, galaxy.bulge_fraction * galaxy.total_flux, colour(galaxy.bulge_blueness))
 
 

@@ -20,7 +20,7 @@ MORPHOLOGIES: Mapping[str, float] = {"smooth": 0.37, "disk": 0.555, "irregular":
 """Shares of the kinds. With inclinations at random, 0.177 of the disks are nearly edge-on: 10 % of all galaxies."""
 DISK_THICKNESS = 0.13
 """Intrinsic axis ratio of a disk (Unterborn & Ryden 2008, ApJ 687, 976, find 0.1 to 0.2)."""
-ARM_COUNTS: Mapping[int, float] = {0: 0.18, 1: 0.02, 2: 0.48, 3: 0.13, 4: 0.11, 5: 0.05, 6: 0.03}
+ARM_COUNTS: Mapping[int, float] = {0: 0.18, 1: 0.04, 2: 0.46, 3: 0.13, 4: 0.11, 5: 0.05, 6: 0.03}
 """Shares of the numbers of arms of disks."""
 
 

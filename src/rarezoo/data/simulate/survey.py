@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import json
-import multiprocessing
 import os
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 
 from rarezoo.cli import UserError, progress
-from rarezoo.data.simulate.chunks import CHUNK_SIZE, Chunk, simulate_chunk, start_worker
+from rarezoo.data.simulate.chunks import CHUNK_SIZE, Chunk, made_in_order
 from rarezoo.data.simulate.rare import RARE_CLASSES
 from rarezoo.provenance import canonical_json, fingerprint, made_with, sha256_of_file, write_json, written_beside
 
@@ -32,8 +29,8 @@ _MAX_SEED = 2**63 - 1
 _ROW_GROUP = 5000
 _PLACES_STREAM = 0
 _OPTIONS = {"size": "data.survey_size", "seed": "data.survey_seed"}
+_FIX = "Choose another folder with data.root=..., or remove this one."
 Tree = Mapping[str, Mapping[str, Any]]
-Tables = tuple[pa.Table, pa.Table]
 
 
 def simulate_survey(
@@ -134,6 +131,12 @@ def _check(arguments: Mapping[str, Any], workers: int | None) -> None:
             f"data.rare_share_min={low}, data.rare_share_max={high}: the least share must be above 0 and no more than "
             "the largest. Set both to 0 to plant no rare classes."
         )
+    planted = sum(rare_counts(arguments["n_galaxies"], low, high).values())
+    if planted > arguments["n_galaxies"]:
+        raise UserError(
+            f"data.n_galaxies={arguments['n_galaxies']}: fewer than the {planted} rare galaxies that "
+            f"data.rare_share_min={low} and data.rare_share_max={high} ask for. Take more galaxies or smaller shares."
+        )
     if workers is not None and workers < 1:
         raise UserError(f"data.workers={workers}: must be at least 1, or auto.")
 
@@ -163,9 +166,6 @@ def _is_made(root: Path, key: Mapping[str, Any]) -> bool:
     )
 
 
-_FIX = "Choose another folder with data.root=..., or remove this one."
-
-
 def _difference(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if name == "decision_tree":
         return "made for another decision tree (schema=...)"
@@ -176,7 +176,7 @@ def _difference(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) ->
 
 @contextmanager
 def _only_one(root: Path) -> Iterator[None]:
-    """Hold the lock beside `root`."""
+    """Hold the lock beside `root`, and clear away what a killed process left half-made there."""
     lock = FileLock(root.parent / f".{root.name}.lock")
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
@@ -186,6 +186,8 @@ def _only_one(root: Path) -> Iterator[None]:
             f"{root}: cannot be written ({error.strerror}). Choose another folder with data.root=..."
         ) from error
     try:
+        for half_made in root.parent.glob(f".{glob.escape(root.name)}.*.part*"):
+            shutil.rmtree(half_made, ignore_errors=True)
         yield
     finally:
         lock.release()
@@ -197,7 +199,7 @@ def _write_survey(folder: Path, key: Mapping[str, Any], decision_tree: Tree, wor
     counts = rare_counts(n_galaxies, key["rare_share_min"], key["rare_share_max"])
     places = _rare_places(counts, n_galaxies, key["seed"])
     n_chunks = -(-n_galaxies // CHUNK_SIZE)
-    with closing(_in_order(_chunks(folder, key, decision_tree, places), min(workers, n_chunks))) as made:
+    with closing(made_in_order(_chunks(folder, key, decision_tree, places), min(workers, n_chunks))) as made:
         _write_tables(folder, progress(made, "Simulating galaxies", total=n_chunks, unit=f"x{CHUNK_SIZE}"))
     tables = ("catalog.parquet", "truth.parquet")
     record = {
@@ -228,37 +230,7 @@ def _chunks(folder: Path, key: Mapping[str, Any], decision_tree: Tree, places: M
         )
 
 
-def _in_order(chunks: Iterable[Chunk], workers: int) -> Generator[Tables, None, None]:
-    """Tables of the chunks, in their order, made by so many processes; no more than a few wait at any time."""
-    if workers == 1:
-        yield from map(simulate_chunk, chunks)
-        return
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start_worker, initargs=(stop,))
-    remaining = iter(chunks)
-    try:
-        waiting: deque[Future[Tables]] = deque(
-            pool.submit(simulate_chunk, chunk) for chunk in islice(remaining, 2 * workers)
-        )
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(simulate_chunk, chunk) for chunk in islice(remaining, 1))
-    except BrokenProcessPool as error:
-        stop.set()
-        raise UserError(
-            f"data.workers={workers}: a worker process was ended from outside, as when memory runs out. "
-            "Try fewer, e.g. data.workers=1."
-        ) from error
-    except BaseException:
-        stop.set()
-        raise
-    finally:
-        # Whoever removes the folder must find no worker still writing to it.
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _write_tables(folder: Path, made: Iterable[Tables]) -> None:
+def _write_tables(folder: Path, made: Iterable[tuple[pa.Table, pa.Table]]) -> None:
     """Append the rows of catalog and truth to their files as they come."""
     catalog, truth = _TableWriter(folder / "catalog.parquet"), _TableWriter(folder / "truth.parquet")
     try:

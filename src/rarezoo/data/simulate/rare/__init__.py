@@ -42,11 +42,11 @@ _PLAIN: dict[str, Any] = {
     "dust": 0.0,
     "disturbance": 0.0,
 }
-_MIN_SNR = 6.0
+_MIN_SNR = 5.0
 
 
 def draw_rare(name: str, size: int, rng: np.random.Generator) -> Galaxy:
-    """Draw the parameters of a member of a rare class, at a signal-to-noise of 6 or more: enough to be recognised.
+    """Draw the parameters of a member of a rare class, bright enough to be recognised (snr of 5 or more).
 
     Parameters
     ----------
@@ -57,4 +57,4 @@ def draw_rare(name: str, size: int, rng: np.random.Generator) -> Galaxy:
     rare = RARE_CLASSES[name]
     disk = draw_disk(size, rng, rare.max_inclination)
     member = replace(disk, rare_class=name, **_PLAIN | rare.changes(disk, rng))
-    return replace(member, snr=max(member.snr, _MIN_SNR))
+    return replace(member, snr=float(np.hypot(member.snr, _MIN_SNR)))

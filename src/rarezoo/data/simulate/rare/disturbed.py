@@ -51,7 +51,10 @@ def _paint_green_cloud(canvas: Canvas, galaxy: Galaxy, rng: np.random.Generator)
 
 
 GREEN_CLOUD = RareClass(
-    "spiral beside a ragged green ionised cloud", max_inclination=60, changes=_green_cloud, paint=_paint_green_cloud
+    looks="spiral beside a ragged green ionised cloud",
+    max_inclination=60,
+    changes=_green_cloud,
+    paint=_paint_green_cloud,
 )
 
 
@@ -106,7 +109,10 @@ def _paint_streamer(
 
 
 JELLYFISH = RareClass(
-    "disk with ragged blue tails on one side", max_inclination=60, changes=_jellyfish, paint=_paint_jellyfish
+    looks="disk with ragged blue tails on one side",
+    max_inclination=60,
+    changes=_jellyfish,
+    paint=_paint_jellyfish,
 )
 
 
@@ -146,17 +152,20 @@ def _paint_tadpole(canvas: Canvas, galaxy: Galaxy, rng: np.random.Generator) -> 
 
 
 TADPOLE = RareClass(
-    "bright blue head with one long curved tail", max_inclination=60, changes=_tadpole, paint=_paint_tadpole
+    looks="bright blue head with one long curved tail",
+    max_inclination=60,
+    changes=_tadpole,
+    paint=_paint_tadpole,
 )
 
 
 def _double_nucleus(disk: Galaxy, rng: np.random.Generator) -> dict[str, Any]:
     return {
-        "bulge_fraction": rng.uniform(0.35, 0.5),
+        "bulge_fraction": rng.uniform(0.2, 0.45),
         "bulge_radius": disk.half_light_radius * rng.uniform(0.1, 0.15),
         "sersic_index": rng.uniform(1.2, 2.2),
         "bulge_blueness": rng.uniform(-0.1, 0.3),
-        "disturbance": rng.uniform(0.5, 0.9),
+        "disturbance": rng.uniform(0.1, 0.45),
         "flocculence": rng.uniform(0.4, 0.8),
         "clumpiness": rng.uniform(0.2, 0.5),
         "dust": rng.uniform(0.3, 0.7),
@@ -179,7 +188,10 @@ def _paint_double_nucleus(canvas: Canvas, galaxy: Galaxy, rng: np.random.Generat
 
 
 DOUBLE_NUCLEUS = RareClass(
-    "two yellow nuclei in a disturbed disk", max_inclination=50, changes=_double_nucleus, paint=_paint_double_nucleus
+    looks="two yellow nuclei in a disturbed disk",
+    max_inclination=50,
+    changes=_double_nucleus,
+    paint=_paint_double_nucleus,
 )
 
 
@@ -219,7 +231,10 @@ def _paint_companion_on_arm(canvas: Canvas, galaxy: Galaxy, rng: np.random.Gener
 
 
 COMPANION_ON_ARM = RareClass(
-    "grand-design spiral with a companion at an arm's end", 50, _companion_on_arm, _paint_companion_on_arm
+    looks="grand-design spiral with a companion at an arm's end",
+    max_inclination=50,
+    changes=_companion_on_arm,
+    paint=_paint_companion_on_arm,
 )
 
 
@@ -236,7 +251,7 @@ def _shredded_spiral(disk: Galaxy, rng: np.random.Generator) -> dict[str, Any]:
         "bulge_fraction": min(disk.bulge_fraction, 0.2),
         "bar_length": scale * disk.bar_length,
         "disk_blueness": rng.uniform(0.6, 1.0),
-        "snr": 0.7 * disk.snr,
+        "snr": 0.85 * disk.snr,
     }
 
 
@@ -255,18 +270,22 @@ def _paint_shredded_spiral(canvas: Canvas, galaxy: Galaxy, rng: np.random.Genera
 
 
 SHREDDED_SPIRAL = RareClass(
-    "frame centred on a clump of a clumpy spiral larger than it", 60, _shredded_spiral, _paint_shredded_spiral
+    looks="frame centred on a clump of a clumpy spiral larger than it",
+    max_inclination=60,
+    changes=_shredded_spiral,
+    paint=_paint_shredded_spiral,
 )
 
 
 def _barred_clumpy_irregular(disk: Galaxy, rng: np.random.Generator) -> dict[str, Any]:
     return {
-        "bulge_fraction": 0.0,
-        "bar_strength": rng.uniform(0.85, 1.0),
+        "bulge_fraction": 0.3 * disk.bulge_fraction,
+        "bulge_radius": 0.1 * disk.half_light_radius,
+        "bar_strength": rng.uniform(0.6, 1.0),
         "bar_length": disk.half_light_radius * rng.uniform(0.8, 1.1),
         "flocculence": rng.uniform(0.7, 1.0),
         "clumpiness": rng.uniform(0.8, 1.0),
-        "disturbance": rng.uniform(0.3, 0.6),
+        "disturbance": rng.uniform(0.1, 0.45),
         "disk_blueness": rng.uniform(0.8, 1.15),
         "bulge_blueness": rng.uniform(0.4, 0.7),
     }
@@ -280,6 +299,7 @@ def _paint_barred_clumpy_irregular(canvas: Canvas, galaxy: Galaxy, rng: np.rando
     centre = (off * float(np.cos(away)), off * float(np.sin(away)))
     paint_disk(canvas, replace(galaxy, bar_strength=0.0), rng, centre)
     paint_bar(canvas, galaxy, 0.5 * galaxy.total_flux)
+    paint_bulge(canvas, galaxy)
     end = np.radians(galaxy.bar_angle)
     turns = np.linspace(0, 1, 12)
     disk = plane(canvas, (0, 0), galaxy.position_angle, galaxy.axis_ratio)
@@ -289,5 +309,8 @@ def _paint_barred_clumpy_irregular(canvas: Canvas, galaxy: Galaxy, rng: np.rando
 
 
 BARRED_CLUMPY_IRREGULAR = RareClass(
-    "dominant bar in a torn, clumpy, lopsided blue disk", 55, _barred_clumpy_irregular, _paint_barred_clumpy_irregular
+    looks="dominant bar in a torn, clumpy, lopsided blue disk",
+    max_inclination=55,
+    changes=_barred_clumpy_irregular,
+    paint=_paint_barred_clumpy_irregular,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,6 @@ def _collisional_ring(disk: Galaxy, rng: np.random.Generator) -> dict[str, Any]:
         "clumpiness": rng.uniform(0.5, 1.0),
         "outer_ring": rng.uniform(0.8, 1.0),
         "disturbance": rng.uniform(0.2, 0.5),
-        "n_arms": 0,
     }
 
 
@@ -39,11 +39,8 @@ def _paint_collisional_ring(canvas: Canvas, galaxy: Galaxy, rng: np.random.Gener
     flux = (1 - galaxy.bulge_fraction) * galaxy.total_flux
     bright_side = rng.uniform(0, 2 * np.pi)
     lit = 1 + np.float32(0.45) * np.cos(disk.azimuth - np.float32(bright_side))
-    ring = (
-        components.ring_profile(disk.radius, ring_radius, rng.uniform(0.08, 0.15) * ring_radius)
-        / galaxy.axis_ratio
-        * lit
-    )
+    width = rng.uniform(0.08, 0.15) * ring_radius
+    ring = components.ring_profile(disk.radius, ring_radius, width) / galaxy.axis_ratio * lit
     canvas.add(ring, 0.65 * flux, colour(galaxy.disk_blueness))
     inside = disk.radius / ring_radius
     spokes = np.zeros_like(inside)
@@ -61,7 +58,10 @@ def _paint_collisional_ring(canvas: Canvas, galaxy: Galaxy, rng: np.random.Gener
 
 
 COLLISIONAL_RING = RareClass(
-    "knotty blue ring with spokes, nucleus off its centre", 60, _collisional_ring, _paint_collisional_ring
+    looks="knotty blue ring with spokes, nucleus off its centre",
+    max_inclination=60,
+    changes=_collisional_ring,
+    paint=_paint_collisional_ring,
 )
 
 
@@ -84,7 +84,7 @@ def _polar_ring(disk: Galaxy, rng: np.random.Generator) -> dict[str, Any]:
 def _paint_polar_ring(canvas: Canvas, galaxy: Galaxy, rng: np.random.Generator) -> None:
     """A yellow lens-like body, and a narrow blue ring seen almost from its edge, across the body."""
     paint_bulge(canvas, galaxy)
-    paint_disk(canvas, galaxy, rng)
+    paint_disk(canvas, replace(galaxy, outer_ring=0.0), rng)
     radius, tilt = galaxy.half_light_radius * rng.uniform(1.9, 2.6), rng.uniform(0.1, 0.3)
     ring = plane(canvas, (0, 0), galaxy.position_angle + 90 + rng.normal(0, 12), tilt)
     light = components.ring_profile(ring.radius, radius, rng.uniform(0.12, 0.25) * radius) / np.float32(tilt)
@@ -97,7 +97,10 @@ def _paint_polar_ring(canvas: Canvas, galaxy: Galaxy, rng: np.random.Generator) 
 
 
 POLAR_RING = RareClass(
-    "narrow blue ring across a yellow lenticular", max_inclination=60, changes=_polar_ring, paint=_paint_polar_ring
+    looks="narrow blue ring across a yellow lenticular",
+    max_inclination=60,
+    changes=_polar_ring,
+    paint=_paint_polar_ring,
 )
 
 
@@ -130,7 +133,10 @@ def _paint_detached_ring(canvas: Canvas, galaxy: Galaxy, rng: np.random.Generato
 
 
 DETACHED_RING = RareClass(
-    "round yellow core, gap, blue ring", max_inclination=40, changes=_detached_ring, paint=_paint_detached_ring
+    looks="round yellow core, gap, blue ring",
+    max_inclination=40,
+    changes=_detached_ring,
+    paint=_paint_detached_ring,
 )
 
 
@@ -162,18 +168,21 @@ def _paint_theta_ring(canvas: Canvas, galaxy: Galaxy, rng: np.random.Generator) 
 
 
 THETA_RING = RareClass(
-    "bar that spans a closed bright ring", max_inclination=55, changes=_theta_ring, paint=_paint_theta_ring
+    looks="bar that spans a closed bright ring",
+    max_inclination=55,
+    changes=_theta_ring,
+    paint=_paint_theta_ring,
 )
 
 
 def _one_armed_ring(disk: Galaxy, rng: np.random.Generator) -> dict[str, Any]:
     return {
         "n_arms": 1,
-        "arm_strength": rng.uniform(0.85, 1.0),
-        "pitch": rng.uniform(9, 14),
-        "inner_ring": rng.uniform(0.8, 1.0),
+        "arm_strength": rng.uniform(0.6, 1.0),
+        "pitch": rng.uniform(8, 17),
+        "inner_ring": rng.uniform(0.5, 1.0),
         "bar_length": 0.62 * disk.half_light_radius,
-        "bulge_fraction": rng.uniform(0.1, 0.25),
+        "bulge_fraction": rng.uniform(0.05, 0.4),
         "bulge_radius": 0.15 * disk.half_light_radius,
         "clumpiness": 0.6 * disk.clumpiness,
         "disturbance": rng.uniform(0.05, 0.2),
@@ -202,5 +211,8 @@ def _paint_one_armed_ring(canvas: Canvas, galaxy: Galaxy, rng: np.random.Generat
 
 
 ONE_ARMED_RING = RareClass(
-    "single arm around a closed inner ring", max_inclination=55, changes=_one_armed_ring, paint=_paint_one_armed_ring
+    looks="single arm around a closed inner ring",
+    max_inclination=55,
+    changes=_one_armed_ring,
+    paint=_paint_one_armed_ring,
 )

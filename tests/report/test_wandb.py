@@ -1,0 +1,194 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from rarezoo.report import wandb as tracking
+from rarezoo.report.wandb import lightning_logger, resolve_mode, tracked_run
+
+KEY = "0123456789abcdef" * 2 + "01234567"
+
+
+@pytest.fixture
+def nobody(tmp_path, monkeypatch):
+    """An account without a key, settings or mode of its own."""
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.delenv("RANK", raising=False)
+    yield tmp_path
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
+
+
+def in_a_process(code, folder):
+    """Run code as a user would on a node without terminal; no test may hang here."""
+    command = [sys.executable, "-c", "from pathlib import Path\nfolder = Path('.')\n" + code]
+    return subprocess.run(
+        command, cwd=folder, env=dict(os.environ), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90
+    )
+
+
+def test_disabled_does_nothing_and_does_not_import_wandb(nobody):
+    done = in_a_process(
+        "import sys\n"
+        "from rarezoo.report.wandb import lightning_logger, tracked_run\n"
+        "with tracked_run('disabled', 'rarezoo', folder=folder) as run:\n"
+        "    run.log({'loss': 1.0}); run.log_images({'a': b'no image'}); run.summary({'n': 1})\n"
+        "    assert lightning_logger(run) is None and run.mode == 'disabled'\n"
+        "assert 'wandb' not in sys.modules\n",
+        nobody,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not (nobody / "wandb").exists()
+
+
+OFFLINE = """
+import io
+import pandas as pd
+from PIL import Image
+from rarezoo.report.wandb import tracked_run
+stream = io.BytesIO()
+Image.new("RGB", (8, 8), "red").save(stream, "PNG")
+Path("map.png").write_bytes(stream.getvalue())
+with tracked_run("auto", "rarezoo", folder=folder / "run", name="first", group="g", config={"lr": 0.1}) as run:
+    assert run.mode == "offline"
+    run.log({"recall_of_planted": 0.25})
+    run.log_images({"map": Path("map.png"), "sizes": stream.getvalue()})
+    run.log_table("classes", pd.DataFrame({"cluster": [0, 1], "medoid": ["a", None], "answers": [[1], "x"]}))
+    run.summary({"classes_found": 7})
+"""
+
+
+def test_auto_without_a_key_keeps_a_finished_offline_run_and_is_silent(nobody):
+    done = in_a_process(OFFLINE, nobody)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (record,) = (nobody / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    content = record.read_bytes()
+    for written in (b"recall_of_planted", b"classes_found", b"first"):
+        assert written in content
+    files = [path.name for path in record.parent.rglob("media/**/*") if path.is_file()]
+    assert {Path(name).suffix for name in files} == {".png", ".json"}
+
+
+def test_lightnings_metrics_go_to_the_same_run(nobody):
+    with tracked_run("offline", "rarezoo", folder=nobody) as run:
+        lightning_logger(run).log_metrics({"validation_loss": 3.5}, step=4)
+        run.log({"recall_of_planted": 0.25})
+    # wandb's own process writes the last of an offline run after finish() has returned, and is done when it ends.
+    sys.modules["wandb"].teardown()
+    (record,) = (nobody / "wandb").glob("offline-run-*/run-*.wandb")
+    content = record.read_bytes()
+    for written in (b"validation_loss", b"trainer/global_step", b"recall_of_planted"):
+        assert written in content
+
+
+def test_a_server_that_does_not_answer_costs_one_line_and_the_run_goes_on_offline(nobody, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    done = in_a_process(
+        "from rarezoo.report.wandb import tracked_run\n"
+        "with tracked_run('auto', 'rarezoo', folder=folder, init_seconds=2) as run:\n"
+        "    run.log({'loss': 1.0}); print(run.mode)\n",
+        nobody,
+    )
+    assert done.returncode == 0
+    assert done.stdout == "offline\n"
+    (line,) = done.stderr.splitlines()
+    assert "could not start online" in line
+    assert KEY not in line
+    assert list((nobody / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_without_a_key_auto_is_offline(nobody):
+    assert resolve_mode("auto") == "offline"
+
+
+@pytest.mark.parametrize(("machine", "mode"), [("api.wandb.ai", "online"), ("example.org", "offline")])
+def test_a_netrc_entry_for_the_server_makes_auto_online(nobody, machine, mode):
+    (nobody / "netrc").write_text(f"machine {machine}\n  login user\n  password {KEY}\n")
+    assert resolve_mode("auto") == mode
+
+
+def test_a_damaged_netrc_counts_as_none(nobody):
+    (nobody / "netrc").write_text("machine api.wandb.ai what\n")
+    assert resolve_mode("auto") == "offline"
+
+
+@pytest.mark.parametrize(
+    ("stated", "mode"), [("offline", "offline"), ("dryrun", "offline"), ("disabled", "disabled"), ("ONLINE", "online")]
+)
+def test_the_mode_of_the_environment_decides_for_auto_alone(nobody, monkeypatch, stated, mode):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_MODE", stated)
+    assert resolve_mode("auto") == mode
+    assert resolve_mode("disabled") == "disabled"
+
+
+def test_only_the_first_process_of_a_distributed_run_tracks(nobody, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with tracked_run("offline", "rarezoo", folder=nobody) as run:
+        assert run.mode == "disabled"
+    assert not (nobody / "wandb").exists()
+
+
+class FakeRun:
+    """Stands for a run of wandb, to see how it is ended and what its failures do."""
+
+    def __init__(self, failing=False):
+        self.exit_codes, self.failing, self.rows = [], failing, []
+
+    def log(self, row):
+        if self.failing:
+            raise RuntimeError("the disk is full\nand more")
+        self.rows.append(row)
+
+    def finish(self, exit_code):
+        self.exit_codes.append(exit_code)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_a_run_that_an_exception_ends_is_finished_as_failed(nobody, monkeypatch, error):
+    fake = FakeRun()
+    monkeypatch.setattr(tracking, "_init", lambda *arguments: fake)
+
+    def fail():
+        with tracked_run("offline", "rarezoo", folder=nobody) as run:
+            run.log({"loss": 2.0})
+            raise error
+
+    with pytest.raises(error):
+        fail()
+    assert (fake.exit_codes, fake.rows) == ([1], [{"loss": 2.0}])
+    with tracked_run("offline", "rarezoo", folder=nobody):
+        pass
+    assert fake.exit_codes == [1, 0]
+
+
+def test_a_record_that_fails_is_said_once_and_ends_nothing(nobody, monkeypatch):
+    monkeypatch.setattr(tracking, "_init", lambda *arguments: FakeRun(failing=True))
+    said = []
+    monkeypatch.setattr(tracking, "_warn", said.append)
+    with tracked_run("offline", "rarezoo", folder=nobody) as run:
+        for _ in range(3):
+            run.log({"loss": 1.0})
+        run.log_table("classes", pd.DataFrame({"a": [1]}))
+    assert len(said) == 1
+    assert "the disk is full" in said[0]
+    assert "and more" not in said[0]
+
+
+def test_a_folder_that_cannot_be_written_disables_tracking_with_one_line(nobody, monkeypatch):
+    (nobody / "file").write_text("in the way")
+    said = []
+    monkeypatch.setattr(tracking, "_warn", said.append)
+    with tracked_run("offline", "rarezoo", folder=nobody / "file") as run:
+        assert run.mode == "disabled"
+        assert lightning_logger(run) is None
+    assert len(said) == 1
