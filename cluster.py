@@ -4,17 +4,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
-import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rarezoo.cli import announce, closing_lines, print_table, run_script
 from rarezoo.clustering.settings import ClusterSettings
 from rarezoo.config import validated
-from rarezoo.embeddings import open_embeddings
 from rarezoo.provenance import RunFolder, sha256_of_file
-from rarezoo.report.results import RECOVERY_SHOWN, search_and_write
-from rarezoo.report.wandb import tracked_run
 
 CONF = Path(__file__).resolve().parent / "conf"
 
@@ -26,6 +22,11 @@ def main(config: DictConfig) -> None:
     resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     settings = validated(ClusterSettings, resolved, "cluster.py", job.overrides.task)
     folder = Path(job.runtime.output_dir)
+    # torch and umap take seconds to import: a mistyped option is answered without.
+    from rarezoo.embeddings import open_embeddings
+    from rarezoo.report.results import read_recovery, search_and_write
+    from rarezoo.report.wandb import tracked_run
+
     with open_embeddings(settings.embeddings) as embeddings:
         inputs = {"embeddings": sha256_of_file(settings.embeddings)}
         with RunFolder(folder, "cluster", settings.decisive(), inputs, settings.overwrite) as run:
@@ -39,8 +40,7 @@ def main(config: DictConfig) -> None:
                     tracked.log_table("classes", results.classes.drop(columns="answers"))
                     tracked.log_images({found.path.stem: found.path for found in results.montages.values()})
     if settings.truth is not None:
-        recovery = pd.read_parquet(folder / "recovery.parquet", columns=RECOVERY_SHOWN)
-        print_table(recovery, "planted classes and the cluster that matches each best")
+        print_table(read_recovery(folder), "planted classes and the cluster that matches each best")
     outputs = {name: folder / name for name in ("report.html", "classes.parquet", "galaxies.parquet", "montages")}
     closing_lines(outputs, run.summary, f"open {outputs['report.html']} in a browser", done_before)
 

@@ -9,11 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rarezoo.cli import closing_lines, next_command, run_script
 from rarezoo.config import CLUSTER_READS, EmbedSettings, validated
-from rarezoo.data.prepare import make_datamodule, prepare_catalog
-from rarezoo.embeddings.embed import embed_catalog
-from rarezoo.models.checkpoints import load_vote_model
 from rarezoo.provenance import RunFolder, canonical_json, sha256_of_file
-from rarezoo.report.wandb import tracked_run
 
 CONF = Path(__file__).resolve().parent / "conf"
 
@@ -25,6 +21,12 @@ def main(config: DictConfig) -> None:
     resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     settings = validated(EmbedSettings, resolved, "embed.py", job.overrides.task)
     folder = Path(job.runtime.output_dir)
+    # torch takes seconds to import: a mistyped option is answered, and a worker process starts, without.
+    from rarezoo.data.prepare import make_datamodule, prepare_catalog
+    from rarezoo.embeddings.embed import embed_catalog
+    from rarezoo.models.checkpoints import load_vote_model
+    from rarezoo.report.wandb import tracked_run
+
     path = folder / "embeddings.h5"
     model = load_vote_model(settings.checkpoint)
     catalog = prepare_catalog(settings.data, (), model.schema.to_tree())

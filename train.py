@@ -1,22 +1,15 @@
 """Train an encoder with a bottleneck on volunteers' votes."""
 
-import sys
 from pathlib import Path
 from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from lightning import seed_everything
-from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
-from rarezoo.cli import closing_lines, next_command, run_script
+from rarezoo.cli import closing_lines, next_command, on_terminal, run_script
 from rarezoo.config import EMBED_READS, TrainSettings, validated
-from rarezoo.data.prepare import make_datamodule, prepare_catalog
-from rarezoo.models.training import evaluate, fit, make_training, training_callbacks
 from rarezoo.provenance import RunFolder
-from rarezoo.report.wandb import lightning_logger, tracked_run
-from rarezoo.votes.schema import resolve_schema
 
 CONF = Path(__file__).resolve().parent / "conf"
 
@@ -28,6 +21,15 @@ def main(config: DictConfig) -> None:
     resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     settings = validated(TrainSettings, resolved, "train.py", job.overrides.task)
     folder = Path(job.runtime.output_dir)
+    # torch and Lightning take seconds to import: a mistyped option is answered, and a worker process starts, without.
+    from lightning import seed_everything
+    from lightning.pytorch.loggers import CSVLogger
+
+    from rarezoo.data.prepare import make_datamodule, prepare_catalog
+    from rarezoo.models.training import evaluate, fit, make_training, training_callbacks
+    from rarezoo.report.wandb import lightning_logger, tracked_run
+    from rarezoo.votes.schema import resolve_schema
+
     schema = resolve_schema(settings.tree)
     catalog = prepare_catalog(settings.data, schema.label_cols, schema.to_tree())
     data = make_datamodule(settings.data, catalog, settings.seed)
@@ -44,7 +46,7 @@ def main(config: DictConfig) -> None:
                     callbacks=training_callbacks(folder, settings.optim.patience),
                     logger=[logger for logger in loggers if logger],
                     default_root_dir=str(folder),
-                    enable_progress_bar=sys.stderr.isatty(),
+                    enable_progress_bar=on_terminal(),
                 )
                 fitted = fit(trainer, training, data, folder, run.resumable)
                 run.finish(evaluate(trainer, training, data, fitted))

@@ -44,9 +44,14 @@ def did_you_mean(wrong: str, allowed: Iterable[object]) -> str:
 
 def progress(items: Iterable[Item], description: str, total: int | None = None, unit: str = "it") -> Iterator[Item]:
     """Iterate with a progress bar; where the output is not a terminal, one line every half minute."""
-    interval = 0.1 if sys.stderr.isatty() else 30.0
+    interval = 0.1 if on_terminal() else 30.0
     bar = tqdm(items, desc=description, total=total, unit=unit, mininterval=interval, maxinterval=2 * interval)
     return iter(bar)
+
+
+def on_terminal() -> bool:
+    """Whether a person looks on, rather than a log file."""
+    return sys.stderr.isatty()
 
 
 def quiet_libraries() -> None:
@@ -94,7 +99,8 @@ def explain_override_error(message: str, conf_dir: Path) -> str:
     """
     if option := re.search(r"Could not override '([^']+)'", message):
         name = option[1].lstrip("+~")
-        return f"option '{name}' does not exist. {did_you_mean(name, option_names(conf_dir))}"
+        near = did_you_mean(name, option_names(conf_dir)).partition("Allowed:")[0]
+        return f"option '{name}' does not exist. {near}--cfg job lists all options with their values."
     if choice := re.search(r"Could not find '([^']+)'", message):
         group, _, name = choice[1].rpartition("/")
         options = [path.stem for path in sorted((conf_dir / group).glob("*.yaml"))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
@@ -18,7 +18,7 @@ Positive = Annotated[int, Field(ge=1)]
 class Settings(BaseModel):
     """Base of all settings: unknown names are refused, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
 
 class ImageSettings(Settings):
@@ -28,7 +28,7 @@ class ImageSettings(Settings):
     image_root: Path | None
     truth: Path | None
     image_size: int = Field(ge=16, le=4096)
-    channels: int = Field(ge=1)
+    channels: Literal[1, 3]
     crop: float = Field(gt=0, le=1)
     batch_size: Positive
     workers: Literal["auto"] | Annotated[int, Field(ge=0)]
@@ -42,7 +42,8 @@ class ImageSettings(Settings):
     def _leaves_something_to_train_on(self) -> Self:
         if self.validation_share + self.test_share >= 1:
             raise ValueError(
-                "validation_share + test_share must leave galaxies to train on: lower them below 1 together"
+                f"validation_share={self.validation_share} and test_share={self.test_share} leave no galaxies to train "
+                "on: lower them below 1 together"
             )
         return self
 
@@ -67,7 +68,7 @@ class SimulatedData(ImageSettings):
 
 
 Data = Annotated[CatalogData | SimulatedData, Field(discriminator="kind")]
-
+_DATA_KINDS: Mapping[str, type[ImageSettings]] = {"catalog": CatalogData, "simulated": SimulatedData}
 
 PerChannel = float | list[float]
 
@@ -95,7 +96,7 @@ class AugmentSettings(Settings):
 
     rotate: bool
     flip: bool
-    zoom: tuple[float, float]
+    zoom: list[float] = Field(min_length=2, max_length=2)
     shift: float
     brightness: float
 
@@ -124,7 +125,7 @@ _DATA_DECIDES_NOTHING = {"workers", "max_failed_share", "truth"}
 class RunSettings(Settings):
     """What every stage has."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, coerce_numbers_to_str=True)
     seed: int = Field(ge=0, lt=2**32)
     overwrite: bool
     logger: LoggerSettings
@@ -174,6 +175,8 @@ class EmbedSettings(RunSettings):
             "image_size",
             "crop",
             "channels",
+            "on_bad_votes",
+            "fractional_votes",
         },
         "embedding": {"batch_size", "device"},
         "checkpoint": True,
@@ -206,6 +209,13 @@ CLUSTER_READS = frozenset(
     }
 )
 
+_PLAIN_WORDS: Mapping[str, str] = {
+    "model_type": "is a group of options, not one value",
+    "model_attributes_type": "is a group of options, not one value",
+    "dict_type": "is a group of options, not one value",
+    "path_type": "give a path",
+}
+
 Model = TypeVar("Model", bound=Settings)
 
 
@@ -230,31 +240,59 @@ def validated(model: type[Model], config: Mapping[str, Any], command: str, overr
         if option.split(".")[0].split("/")[0] not in {*own, "experiment", "output_dir", "data", "truth"}:
             console.print(f"note: {command} does not use {option}", style="yellow", markup=False)
     try:
-        return model.model_validate({name: config[name] for name in own if name in config})
+        return model.model_validate(_given({name: config[name] for name in own if name in config}))
     except ValidationError as error:
-        raise UserError("\n".join(_describe(model, details) for details in error.errors())) from error
+        raise UserError(_explain(model, error.errors())) from error
 
 
-def _describe(model: type[Settings], details: ErrorDetails) -> str:
-    # A choice of the union is part of pydantic's path, not of the option's name.
-    parts = [
-        str(part) for part in details["loc"] if part not in ("catalog", "simulated") or details["loc"][0] != "data"
-    ]
-    if details["loc"] and details["loc"][0] == "data" and details["loc"][-1] == "catalog" and len(details["loc"]) > 2:
-        parts.append("catalog")
-    option = ".".join(parts)
-    if details["type"] == "extra_forbidden":
-        return f"option '{option}' does not exist. {did_you_mean(parts[-1], _siblings(model, parts[:-1]))}"
-    if details["type"] == "missing":
-        return f"option '{option}' is missing. Give {option}=..."
-    reason = details["msg"].removeprefix("Value error, ")
-    found = "" if details["type"] == "value_error" else f"={details['input']!r}"
-    return f"{option}{found}: {reason[0].lower()}{reason[1:]}."
+def _given(tree: Mapping[str, Any]) -> dict[str, Any]:
+    # Hydra writes ??? for what a user must give.
+    return {
+        name: _given(value) if isinstance(value, Mapping) else value
+        for name, value in tree.items()
+        if not (isinstance(value, str) and value == "???")
+    }
 
 
-def _siblings(model: type[Settings], path: Sequence[str]) -> list[str]:
-    current: Any = model
-    for part in path:
-        field = getattr(current, "model_fields", {}).get(part)
-        current = field.annotation if field else None
-    return list(getattr(current, "model_fields", {}))
+def _explain(model: type[Settings], errors: Sequence[ErrorDetails]) -> str:
+    reasons: dict[str, str] = {}
+    for details in errors:
+        subject, reason = _describe(model, details)
+        # A value that fits none of several kinds has an error for each of them.
+        reasons[subject] = f"{reasons[subject]}, or {reason}" if subject in reasons else reason
+    return "\n".join(f"{subject}{reason}".rstrip(".") + "." for subject, reason in reasons.items())
+
+
+def _describe(model: type[Settings], details: ErrorDetails) -> tuple[str, str]:
+    option, owner = _locate(model, details["loc"])
+    kind, value = details["type"], details["input"]
+    if kind == "extra_forbidden":
+        allowed = [field.alias or name for name, field in owner.model_fields.items()]
+        return f"option '{option}' does not exist. ", did_you_mean(option.rpartition(".")[2], allowed)
+    if kind == "union_tag_invalid":
+        return f"{option}.kind={value['kind']!r}: ", did_you_mean(str(value["kind"]), _DATA_KINDS)
+    if kind in ("missing", "union_tag_not_found"):
+        option += ".kind" if kind == "union_tag_not_found" else ""
+        return f"option '{option}' is missing. ", f"Give {option}=<value>"
+    if kind == "value_error":
+        return f"{option}: ", details["msg"].removeprefix("Value error, ")
+    reason = _PLAIN_WORDS.get(kind, details["msg"])
+    return f"{option}={value!r}: ", reason[0].lower() + reason[1:]
+
+
+def _locate(model: type[BaseModel], location: Sequence[int | str]) -> tuple[str, type[BaseModel]]:
+    """Dotted name of an option, and the settings that it stands in; pydantic's path has the members of unions too."""
+    names: list[str] = []
+    owner, current = model, cast(Any, model)
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            owner = current
+            fields = {field.alias or name: field.annotation for name, field in owner.model_fields.items()}
+            current = fields.get(str(part))
+        elif get_origin(current) is dict:
+            current = get_args(current)[1]
+        elif isinstance(part, str):
+            current = _DATA_KINDS.get(part)
+            continue
+        names.append(str(part))
+    return ".".join(names), owner

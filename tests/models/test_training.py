@@ -1,3 +1,4 @@
+import errno
 import re
 import shutil
 import sys
@@ -54,6 +55,8 @@ TINY = {
 }
 N_GALAXIES = 40
 BATCH = 8
+# A learning rate at which the first epoch is the best.
+RUINOUS = 0.05
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +190,7 @@ def test_best_checkpoint_takes_its_place_only_at_the_end(unbroken):
 
 
 def test_best_checkpoint_is_that_of_the_lowest_validation_loss(survey, tmp_path):
-    diary, trainer = train(survey, tmp_path, max_epochs=5, optim__lr=0.05)
+    diary, trainer = train(survey, tmp_path, max_epochs=3, optim__lr=RUINOUS)
     assert diary.losses[-1] > min(diary.losses)
     training, data = prepare(survey)
     found = trainer.validate(training, datamodule=data, ckpt_path=tmp_path / "best.ckpt", weights_only=True)[0]
@@ -213,21 +216,52 @@ def test_run_that_was_killed_after_its_last_epoch_trains_no_more(survey, unbroke
 
 
 def test_run_that_was_killed_after_it_stopped_early_trains_no_more(survey, tmp_path):
-    first, _ = train(survey, tmp_path, max_epochs=50, patience=2, optim__lr=0.05)
-    assert len(first.losses) < 50
+    first, _ = train(survey, tmp_path, max_epochs=50, patience=2, optim__lr=RUINOUS)
+    assert 2 < len(first.losses) < 50
     (tmp_path / "best.ckpt").rename(tmp_path / "first.ckpt")
-    again, _ = train(survey, tmp_path, resume=True, max_epochs=50, patience=2, optim__lr=0.05)
+    again, _ = train(survey, tmp_path, resume=True, max_epochs=50, patience=2, optim__lr=RUINOUS)
     assert again.losses == []
     assert_same_weights(tmp_path / "first.ckpt", tmp_path / "best.ckpt")
 
 
+def test_last_checkpoint_is_of_the_last_epoch_though_it_is_not_the_best(survey, tmp_path):
+    train(survey, tmp_path, max_epochs=3, optim__lr=RUINOUS)
+    epochs = {
+        name: torch.load(tmp_path / "checkpoints" / f"{name}.ckpt", weights_only=True)["epoch"]
+        for name in ("best", "last")
+    }
+    assert epochs["best"] < epochs["last"] == 2
+
+
+def test_run_whose_folder_was_moved_still_knows_its_best_epoch(survey, tmp_path):
+    train(survey, tmp_path / "unbroken", max_epochs=3, optim__lr=RUINOUS)
+    with pytest.raises(KeyboardInterrupt):
+        train(survey, tmp_path / "broken", max_epochs=3, optim__lr=RUINOUS, extra=[InterruptAt(2, 0)])
+    (tmp_path / "broken").rename(tmp_path / "moved")
+    train(survey, tmp_path / "moved", resume=True, max_epochs=3, optim__lr=RUINOUS)
+    assert_same_weights(tmp_path / "moved" / "best.ckpt", tmp_path / "unbroken" / "best.ckpt")
+    assert not (tmp_path / "broken").exists()
+
+
 def test_damaged_last_checkpoint_is_passed_over_with_a_note(survey, unbroken, tmp_path, capsys):
-    shutil.copytree(unbroken[0] / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(KeyboardInterrupt):
+        train(survey, tmp_path, max_epochs=4, extra=[InterruptAt(2, 0)])
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:50_000])
-    train(survey, tmp_path, resume=True, max_epochs=4)
+    diary, _ = train(survey, tmp_path, resume=True, max_epochs=4)
     assert f"{last} is damaged" in capsys.readouterr().err.replace("\n", "")
+    assert diary.losses == unbroken[1].losses[2:]
     assert_same_weights(last, unbroken[0] / "checkpoints" / "last.ckpt")
+
+
+def test_disk_that_is_full_is_a_fault_that_the_user_can_mend(survey, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(UserError, match=r"best\.ckpt: cannot be written \(No space left on device\)"):
+        train(survey, tmp_path)
+    assert list(tmp_path.rglob("*.ckpt")) == []
 
 
 def test_run_that_is_not_resumed_begins_anew(survey, unbroken, tmp_path):
@@ -247,14 +281,29 @@ def test_another_seed_gives_another_model(survey, unbroken, tmp_path):
     assert diary.losses != other.losses
 
 
-def test_batch_of_which_no_image_could_be_read_is_skipped(survey, tmp_path):
+class StepDiary(lightning.Callback):
+    """Whether each step changed the weights."""
+
+    def __init__(self) -> None:
+        self.changed: list[bool] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self._before = nn.utils.parameters_to_vector(pl_module.parameters()).clone()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.changed.append(not torch.equal(self._before, nn.utils.parameters_to_vector(pl_module.parameters())))
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_batch_of_which_no_image_could_be_read_is_skipped(position, survey, tmp_path):
     _, data = prepare(survey)
-    first, second = [batch["row"].tolist() for batch in data.train_dataloader()]
-    spoilt = spoil(survey, tmp_path / "survey", first)
-    _, trainer = train(spoilt, tmp_path, max_epochs=1, data__max_failed_share=0.5)
-    assert trainer.global_step == 1
-    assert trainer.lightning_module.failures.reasons == dict.fromkeys(first, "empty file")
-    assert len(second) == BATCH
+    rows = [batch["row"].tolist() for batch in data.train_dataloader()]
+    assert [len(batch) for batch in rows] == [BATCH, BATCH]
+    spoilt = spoil(survey, tmp_path / "survey", rows[position])
+    steps = StepDiary()
+    _, trainer = train(spoilt, tmp_path, max_epochs=1, data__max_failed_share=0.5, extra=[steps])
+    assert steps.changed == [position != 0, position != 1]
+    assert trainer.lightning_module.failures.reasons == dict.fromkeys(rows[position], "empty file")
 
 
 def test_some_unreadable_images_are_left_out_of_the_loss(survey):
@@ -322,7 +371,7 @@ def test_catalog_without_a_test_split_has_no_test_loss(survey, unbroken):
 
 
 def test_model_is_evaluated_at_the_mean_zoom_of_training(survey):
-    training, _ = prepare(survey, augment__zoom=[1.0, 1.5], augment__mean=0.25, augment__std=0.5)
+    training, _ = prepare(survey, augment__zoom=[1.0, 1.5], backbone__mean=0.25, backbone__std=0.5)
     assert training.model.eval_transform.settings == {"zoom": 1.25, "mean": 0.25, "std": 0.5}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,14 @@ from rarezoo.clustering.tree import ClassTree, build_tree, check_tree_size
 from rarezoo.provenance import versions
 
 Announce = Callable[[str], None]
+
+
+class RowSource(Protocol):
+    """An array, in memory or on disk, that gives some of its rows."""
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray:
+        """Rows by their numbers, ascending."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class ClassSearch:
 
 
 def search_classes(
-    representation: NDArray[np.floating],
+    representation: RowSource,
     vote_fractions: NDArray[np.floating],
     label_cols: Sequence[str],
     settings: SearchSettings,
@@ -75,7 +84,7 @@ def search_classes(
 
     Parameters
     ----------
-    representation : (N, D)
+    representation : (N, D), of which the selected rows are read
     vote_fractions : (N, A) expected fractions, which the cuts of the selection read
     label_cols : (A,) names of the answers
     settings : all that decides the result

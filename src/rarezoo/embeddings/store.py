@@ -39,16 +39,20 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, rows: slice | int | np.ndarray) -> np.ndarray:
-        """Rows by slice, number, or ascending array of numbers; HDF5's own look-up of many rows is slow."""
+        """Rows by slice, number, array of numbers or mask, as numpy does; HDF5's own look-up of many rows is slow."""
         if not isinstance(rows, np.ndarray):
             found: np.ndarray = self._dataset[rows]
             return found
-        picked = np.empty((len(rows), self.shape[1]), self.dtype)
+        # numpy's own rules for masks, and for numbers that are negative or out of range.
+        numbers = np.arange(len(self))[rows]
+        order = np.argsort(numbers, kind="stable")
+        ascending = numbers[order]
+        picked = np.empty((len(numbers), self.shape[1]), self.dtype)
         for start in range(0, len(self), _CHUNK_ROWS):
-            first, last = np.searchsorted(rows, [start, start + _CHUNK_ROWS])
+            first, last = np.searchsorted(ascending, [start, start + _CHUNK_ROWS])
             if last > first:
                 piece = self._dataset[start : start + _CHUNK_ROWS]
-                picked[first:last] = piece[rows[first:last] - start]
+                picked[order[first:last]] = piece[ascending[first:last] - start]
         return picked
 
 
@@ -107,8 +111,9 @@ class Embeddings:
         for name in ("ra", "dec"):
             if name in self._file:
                 table[name] = self._file[name][:]
-        for name, dataset in self._file.get(CARRIED, {}).items():
-            table[name] = dataset.asstr()[:] if h5py.check_string_dtype(dataset.dtype) else dataset[:]
+        for key, dataset in self._file.get(CARRIED, {}).items():
+            column = dataset.attrs.get("column", key)
+            table[column] = dataset.asstr()[:] if h5py.check_string_dtype(dataset.dtype) else dataset[:]
         return table
 
     def failed(self) -> pd.DataFrame:
@@ -139,8 +144,12 @@ def open_embeddings(path: str | Path) -> Iterator[Embeddings]:
             f"{path}: is not a whole HDF5 file ({error}). Run embed.py again with overwrite=true."
         ) from error
     with file:
-        _check(path, file)
-        yield Embeddings(path, file)
+        try:
+            _check(path, file)
+            embeddings = Embeddings(path, file)
+        except (AttributeError, IndexError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: is damaged ({error}). Run embed.py again with overwrite=true.") from error
+        yield embeddings
 
 
 def _check(path: Path, file: h5py.File) -> None:
@@ -153,3 +162,9 @@ def _check(path: Path, file: h5py.File) -> None:
     lengths = {name: file[name].shape[0] for name in _REQUIRED}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{path}: its arrays differ in length ({lengths}). Run embed.py again with overwrite=true.")
+    n_columns, n_answers = file["concentrations"].shape[1], len(file.attrs["label_cols"])
+    if n_columns != n_answers:
+        raise UserError(
+            f"{path}: has concentrations of {n_columns} answers, and names {n_answers}. "
+            "Run embed.py again with overwrite=true."
+        )

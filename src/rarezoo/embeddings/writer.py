@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -82,20 +85,61 @@ def write_embeddings(
     RuntimeError
         if a row is missing or there twice
     """
-    with written_beside(path) as temporary, h5py.File(temporary, "w") as file:
-        representation = _growing(file, "representation", model.representation_dim, dtype)
-        concentrations = _growing(file, "concentrations", len(model.schema.label_cols), "float32")
-        rows: list[np.ndarray] = []
-        for batch in batches:
-            _append(representation, batch.representation)
-            _append(concentrations, batch.concentrations)
-            rows.append(batch.rows)
-        written = np.concatenate(rows) if rows else np.empty(0, np.int64)
-        _check_rows(written, failures.reasons, len(catalog))
-        _write_catalog(file, catalog, written, model)
-        _write_failures(file, catalog, failures)
-        _write_attributes(file, model, provenance, len(failures))
-    return {"n_galaxies": len(written), "n_failed": len(failures), "dim": model.representation_dim}
+    dim, n_answers = model.representation_dim, len(model.schema.label_cols)
+    with written_beside(path) as temporary, _SteadyFile(temporary, "w+") as disk:
+        _require_space(path, len(catalog) * (dim * np.dtype(dtype).itemsize + n_answers * 4))
+        with h5py.File(disk, "w") as file:
+            representation = _growing(file, "representation", dim, dtype)
+            concentrations = _growing(file, "concentrations", n_answers, "float32")
+            rows: list[np.ndarray] = []
+            for batch in batches:
+                _append(representation, batch.representation)
+                _append(concentrations, batch.concentrations)
+                rows.append(batch.rows)
+                disk.check()
+            written = np.concatenate(rows) if rows else np.empty(0, np.int64)
+            _check_rows(written, failures.reasons, len(catalog))
+            _write_catalog(file, catalog, written, model)
+            _write_failures(file, catalog, failures)
+            _write_attributes(file, model, provenance, len(failures))
+        disk.check()
+    return {"n_galaxies": len(written), "n_failed": len(failures), "dim": dim}
+
+
+class _SteadyFile(io.FileIO):
+    """A file that keeps the error of a write for later: HDF5 itself crashes the process when the disk is full."""
+
+    _error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        whole = memoryview(data).cast("B")
+        left = whole if self._error is None else whole[:0]
+        try:
+            while left:
+                left = left[super().write(left) :]
+        except OSError as error:
+            self._error = error
+        return len(whole)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size or 0
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def _require_space(path: Path, needed: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise UserError(
+            f"{path}: takes at least {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free there. "
+            "Free space, or choose another folder with output_dir=..."
+        )
 
 
 def _check_rows(written: np.ndarray, failed: Iterable[int], n_rows: int) -> None:
@@ -110,16 +154,27 @@ def _write_catalog(file: h5py.File, catalog: Catalog, rows: np.ndarray, model: V
     table = catalog.table.iloc[rows]
     file.create_dataset("id", data=table["id_str"].to_numpy(object), dtype=_TEXT)
     file.create_dataset("file_loc", data=table["file_loc"].to_numpy(object), dtype=_TEXT)
-    carried = file.create_group(CARRIED)
-    for name in table.columns.difference(["id_str", "file_loc", *model.schema.label_cols], sort=False):
-        values = table[name]
-        group = file if name in ("ra", "dec") else carried
-        if values.dtype.kind in "iuf":
-            group.create_dataset(str(name), data=values.to_numpy(np.float64 if name in ("ra", "dec") else None))
-        elif values.dtype.kind == "b":
-            group.create_dataset(str(name), data=values.to_numpy(bool))
+    carried = file.create_group(CARRIED, track_order=True)
+    for column in table.columns.difference(["id_str", "file_loc", *model.schema.label_cols], sort=False):
+        if column in ("ra", "dec"):
+            file.create_dataset(column, data=table[column].to_numpy(np.float64))
         else:
-            group.create_dataset(str(name), data=values.fillna("").astype(str).to_numpy(object), dtype=_TEXT)
+            _write_carried(carried, str(column), table[column])
+
+
+def _write_carried(group: h5py.Group, column: str, values: pd.Series) -> None:
+    # In HDF5 a slash parts folders, and a point is the folder itself.
+    key = column.replace("/", "|").strip(".") or "column"
+    while key in group:
+        key += "_"
+    if values.dtype.kind in "iufb":
+        with_gaps = not isinstance(values.dtype, np.dtype) and values.isna().any()
+        group[key] = values.to_numpy(np.float64, na_value=np.nan) if with_gaps else values.to_numpy()
+    else:
+        text = ["" if missing else str(value) for value, missing in zip(values, values.isna(), strict=True)]
+        # HDF5 ends a text at the first zero byte.
+        group.create_dataset(key, data=[value.replace("\0", "") for value in text], dtype=_TEXT)
+    group[key].attrs["column"] = column
 
 
 def _write_failures(file: h5py.File, catalog: Catalog, failures: FailureLog) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 
-from rarezoo.cli import console
+from rarezoo.cli import console, on_terminal
 
 
 class _Bar(TQDMProgressBar):
@@ -46,4 +45,4 @@ class EpochLines(Callback):
 
 def progress_callback() -> Callback:
     """A bar where the output is a terminal, else lines."""
-    return _Bar(leave=True) if sys.stderr.isatty() else EpochLines()
+    return _Bar(leave=True) if on_terminal() else EpochLines()

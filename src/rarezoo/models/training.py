@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -164,13 +165,30 @@ def make_training(settings: TrainSettings, schema: Schema, data: GalaxyDataModul
 
 def training_callbacks(folder: Path, patience: int | None) -> list[Callback]:
     """Checkpoints of the best and the last epoch below `folder`, early stopping, and a progress bar."""
-    checkpoint = ModelCheckpoint(
-        folder / "checkpoints", "best", monitor=MONITOR, save_last=True, enable_version_counter=False
-    )
-    callbacks: list[Callback] = [checkpoint, progress_callback()]
+    # Two of them: with save_last, Lightning saves the last epoch only where it is also the best so far.
+    callbacks: list[Callback] = [
+        _Checkpoint(folder / "checkpoints", "best", monitor=MONITOR, enable_version_counter=False),
+        _Checkpoint(folder / "checkpoints", "last", enable_version_counter=False),
+        progress_callback(),
+    ]
     if patience is not None:
         callbacks.append(_EarlyStopping(MONITOR, patience=patience))
     return callbacks
+
+
+class _Checkpoint(ModelCheckpoint):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Know the best checkpoint and its loss again where the folder of the interrupted run was moved."""
+        path, score = str(Path(str(self.dirpath)) / f"{self.filename}.ckpt"), state_dict["best_model_score"]
+        own = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path, "last_model_path": ""}
+        super().load_state_dict({**state_dict, **own, "best_k_models": {} if score is None else {path: score}})
+
+
+class _WholeFiles(TorchCheckpointIO):
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Save beside and rename: Lightning itself copies from the folder for temporary files."""
+        with written_beside(Path(path)) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
 
 
 class _EarlyStopping(EarlyStopping):
@@ -192,11 +210,12 @@ def fit(trainer: Trainer, training: VoteTraining, datamodule: GalaxyDataModule, 
     KeyboardInterrupt
         if the run was interrupted
     UserError
-        if the loss became infinite or not a number, or too many images could not be read
+        if the loss became infinite or not a number, too many images could not be read, or a checkpoint not be written
     """
     checkpoints = folder / "checkpoints"
     if not resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
+    trainer.strategy.checkpoint_io = _WholeFiles()
     try:
         trainer.fit(training, datamodule=datamodule, ckpt_path=_newest_whole(checkpoints), weights_only=True)
     except SystemExit as stop:

@@ -23,7 +23,7 @@ from rarezoo.report.montage import ClassMontage, class_montages
 from rarezoo.report.page import Report, write_report
 
 _TRUTH_COLUMNS = ("id_str", "rare_class")
-RECOVERY_SHOWN = ["class", "members", "selected", "cluster", "f1", "purity", "completeness"]
+_RECOVERY_SHOWN = ["class", "members", "selected", "cluster", "f1", "purity", "completeness"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def search_and_write(
         provenance={**made_with(), "inputs": inputs, "seed": settings.layout.seed},
         n_catalog=len(table),
         cuts=search.selection.steps,
-        classes=classes.rename(columns={"distinguishing": "sets_apart"}),
+        classes=classes,
         galaxies=galaxies,
         montages=montages,
         recovery=None if recovered is None else recovered.rename(columns={"class": "class_name"}),
@@ -127,6 +127,11 @@ def search_and_write(
     )
     write_report(folder / "report.html", page)
     return Results(classes, galaxies, montages, recovered, summary)
+
+
+def read_recovery(folder: Path) -> pd.DataFrame:
+    """The comparison with a known truth that `search_and_write` left in a folder, as far as a terminal shows it."""
+    return pd.read_parquet(folder / "recovery.parquet", columns=_RECOVERY_SHOWN)
 
 
 def compare(galaxies: pd.DataFrame, truth: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:

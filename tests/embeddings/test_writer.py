@@ -1,0 +1,419 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from rarezoo.cli import UserError
+from rarezoo.config import EmbeddingSettings
+from rarezoo.data.catalog import Catalog, read_catalog
+from rarezoo.data.datamodule import FailureLog, GalaxyDataModule
+from rarezoo.embeddings import open_embeddings
+from rarezoo.embeddings.embed import choose_device, embed_catalog
+from rarezoo.embeddings.writer import EmbeddedBatch, embed_batch, write_embeddings
+from rarezoo.models.vote_model import ModelSpec, VoteModel
+from rarezoo.provenance import canonical_json, fingerprint
+
+TREE = {
+    "shape": {"answers": ["smooth", "featured"], "asked_after": []},
+    "bar": {"answers": ["yes", "no"], "asked_after": ["shape_featured"]},
+}
+LABEL_COLS = ["shape_smooth", "shape_featured", "bar_yes", "bar_no"]
+DIM, SIZE, N_ROWS = 6, 32, 10
+FAILED = {2: "empty file", 7: "no such file or directory"}
+PROVENANCE = {"image_root": "/data/images", "config": '{"seed":0}', "checkpoint_sha256": "c" * 64}
+
+
+@pytest.fixture(scope="module")
+def model() -> VoteModel:
+    torch.manual_seed(0)
+    return VoteModel(ModelSpec(TREE, "test_efficientnet", DIM, image_size=SIZE, zoom=1.2)).eval()
+
+
+def make_catalog(n_rows: int = N_ROWS, **columns) -> Catalog:
+    table = pd.DataFrame({"id_str": [f"J{row}é✶" for row in range(n_rows)]})
+    table["file_loc"] = [f"gälaxy {row}.png" for row in range(n_rows)]
+    files = [f"/data/images/{name}" for name in table["file_loc"]]
+    table = table.assign(**columns)
+    return Catalog(Path("catalog.csv"), table, files, (), np.zeros((n_rows, 0), np.float32), "a" * 64, 0)
+
+
+def make_batches(rows: list[list[int]], seed: int = 0) -> list[EmbeddedBatch]:
+    rng = np.random.default_rng(seed)
+    return [
+        EmbeddedBatch(
+            np.asarray(some, np.int64),
+            rng.normal(size=(len(some), DIM)).astype(np.float32),
+            rng.uniform(1, 101, (len(some), len(LABEL_COLS))).astype(np.float32),
+        )
+        for some in rows
+    ]
+
+
+GOOD = make_batches([[0, 1], [], [3, 4, 5, 6], [8, 9]])
+
+
+def write(path: Path, model, catalog=None, batches=GOOD, failed=FAILED, dtype="float32", provenance=PROVENANCE):
+    catalog = make_catalog() if catalog is None else catalog
+    log = FailureLog(catalog.files, 1.0)
+    log.add(failed.items())
+    return write_embeddings(path, catalog, batches, log, model, provenance, dtype)
+
+
+def joined(name: str) -> np.ndarray:
+    return np.concatenate([getattr(batch, name) for batch in GOOD])
+
+
+def nothing_is_left_in(folder: Path) -> bool:
+    return list(folder.iterdir()) == []
+
+
+def test_file_is_that_of_the_format_and_h5py_alone_reads_it(model, tmp_path):
+    path = tmp_path / "embeddings.h5"
+    catalog = make_catalog(ra=np.arange(10.0), dec=np.arange(10.0) - 5, redshift=np.linspace(0, 1, 10))
+    summary = write(path, model, catalog)
+    kept = [0, 1, 3, 4, 5, 6, 8, 9]
+    assert summary == {"n_galaxies": 8, "n_failed": 2, "dim": DIM}
+    with h5py.File(path, "r") as file:
+        assert set(file) == {"id", "file_loc", "representation", "concentrations", "ra", "dec", "carried", "failed"}
+        for name in ("id", "file_loc"):
+            assert h5py.check_string_dtype(file[name].dtype).encoding == "utf-8"
+        assert file["id"].asstr()[:].tolist() == [f"J{row}é✶" for row in kept]
+        assert file["file_loc"].asstr()[:].tolist() == [f"gälaxy {row}.png" for row in kept]
+        assert file["representation"].dtype == np.float32
+        assert file["concentrations"].dtype == np.float32
+        np.testing.assert_array_equal(file["representation"][:], joined("representation"))
+        np.testing.assert_array_equal(file["concentrations"][:], joined("concentrations"))
+        for name, expected in (("ra", np.arange(10.0)), ("dec", np.arange(10.0) - 5)):
+            assert file[name].dtype == np.float64
+            np.testing.assert_array_equal(file[name][:], expected[kept])
+        np.testing.assert_array_equal(file["carried/redshift"][:], np.linspace(0, 1, 10)[kept])
+        assert file["failed/id_str"].asstr()[:].tolist() == ["J2é✶", "J7é✶"]
+        assert file["failed/file_loc"].asstr()[:].tolist() == ["gälaxy 2.png", "gälaxy 7.png"]
+        assert file["failed/reason"].asstr()[:].tolist() == list(FAILED.values())
+
+
+def test_attributes_say_what_the_file_was_made_from(model, tmp_path):
+    write(tmp_path / "embeddings.h5", model)
+    with h5py.File(tmp_path / "embeddings.h5", "r") as file:
+        attributes = dict(file.attrs)
+    assert attributes["format"] == 1
+    assert bool(attributes["complete"]) is True
+    assert attributes["n_failed"] == 2
+    assert attributes["backbone"] == "test_efficientnet"
+    assert list(attributes["label_cols"]) == LABEL_COLS
+    assert json.loads(attributes["schema"]) == TREE
+    assert list(json.loads(attributes["schema"])) == ["shape", "bar"]
+    assert attributes["schema_sha256"] == fingerprint(TREE)
+    assert json.loads(attributes["transform"]) == model.spec.transform
+    assert attributes["transform"] == canonical_json(model.spec.transform)
+    assert pd.Timestamp(attributes["created"]).tzinfo is not None
+    assert json.loads(attributes["versions"])["torch"]
+    assert {"rarezoo", "git_commit"} <= attributes.keys()
+    assert {name: attributes[name] for name in PROVENANCE} == PROVENANCE
+
+
+def test_half_precision_halves_the_representation_alone(model, tmp_path):
+    write(tmp_path / "embeddings.h5", model, dtype="float16")
+    with h5py.File(tmp_path / "embeddings.h5", "r") as file:
+        assert file["representation"].dtype == np.float16
+        assert file["concentrations"].dtype == np.float32
+        np.testing.assert_array_equal(file["representation"][:], joined("representation").astype(np.float16))
+
+
+def test_size_of_the_batches_changes_nothing(model, tmp_path):
+    whole = EmbeddedBatch(joined("rows"), joined("representation"), joined("concentrations"))
+    single = [
+        EmbeddedBatch(whole.rows[i : i + 1], whole.representation[i : i + 1], whole.concentrations[i : i + 1])
+        for i in range(len(whole.rows))
+    ]
+    contents = []
+    for name, batches in (("a", GOOD), ("b", [whole]), ("c", single)):
+        write(tmp_path / name, model, batches=iter(batches))
+        with h5py.File(tmp_path / name, "r") as file:
+            contents.append([file[part][:].tobytes() for part in ("representation", "concentrations")])
+    assert contents[0] == contents[1] == contents[2]
+
+
+CARRIED = {
+    "redshift": np.linspace(0, 1, N_ROWS),
+    "small": np.linspace(0, 1, N_ROWS).astype(np.float32),
+    "gaps": np.where(np.arange(N_ROWS) % 3, np.arange(N_ROWS), np.nan),
+    "number": np.arange(N_ROWS) - 5,
+    "huge": np.full(N_ROWS, 2**63 + 1, dtype=np.uint64),
+    "flag": np.arange(N_ROWS) % 2 == 0,
+}
+
+
+def test_carried_columns_come_back_with_their_values_order_and_kinds(model, tmp_path):
+    write(tmp_path / "e.h5", model, make_catalog(**CARRIED))
+    with open_embeddings(tmp_path / "e.h5") as embeddings:
+        table = embeddings.to_pandas()
+    assert list(table.columns) == ["id_str", "file_loc", *CARRIED]
+    for name, values in CARRIED.items():
+        assert table[name].dtype == values.dtype
+        np.testing.assert_array_equal(table[name], values[joined("rows")])
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["ζ", None, "", "a\nb", "'\"", "日本", "x", "y", "z", "w"], ["ζ", "", "a\nb", "'\"", "日本", "x", "z", "w"]),
+        (["a\0b"] + [""] * 9, ["ab"] + [""] * 7),
+        (pd.Categorical(["E", None, "S", "E", "S", None, "E", "E", "E", "S"]), ["E", "", "E", "S", "", "E", "E", "S"]),
+        ([1, "two", None, 3.5, (4,), "", "", "", "", ""], ["1", "two", "3.5", "(4,)", "", "", "", ""]),
+        (pd.date_range("2020-01-01", periods=10), None),
+    ],
+)
+def test_carried_text_comes_back_with_missing_values_empty(values, expected, model, tmp_path):
+    catalog = make_catalog(note=values)
+    write(tmp_path / "e.h5", model, catalog)
+    with open_embeddings(tmp_path / "e.h5") as embeddings:
+        found = embeddings.to_pandas()["note"].tolist()
+    kept = joined("rows")
+    assert found == (
+        [str(value) for value in catalog.table["note"].iloc[kept]] if expected is None else expected_of(values, kept)
+    )
+    if expected is not None:
+        assert len(found) == len(expected)
+
+
+def expected_of(values, kept) -> list[str]:
+    chosen = [list(values)[row] for row in kept]
+    return ["" if pd.isna(value) is True else str(value).replace("\0", "") for value in chosen]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "stored"),
+    [
+        ("Int64", [1, None, 3, 4, 5, 6, 7, 8, 9, 10], np.float64),
+        ("Int64", list(range(10)), np.int64),
+        ("Float64", [0.5, None, *range(8)], np.float64),
+        ("boolean", [True, None, *[False] * 8], np.float64),
+        ("boolean", [True] * 10, np.bool_),
+    ],
+)
+def test_numbers_with_gaps_come_back_as_floats(dtype, values, stored, model, tmp_path):
+    write(tmp_path / "e.h5", model, make_catalog(column=pd.array(values, dtype=dtype)))
+    with open_embeddings(tmp_path / "e.h5") as embeddings:
+        found = embeddings.to_pandas()["column"]
+    assert found.dtype == stored
+    expected = [values[row] for row in joined("rows")]
+    assert [None if pd.isna(value) else value for value in found] == expected
+
+
+def test_names_of_columns_that_hdf5_does_not_take_come_back_as_they_were(model, tmp_path):
+    names = ["u/g", "u|g", "/", ".", "..", "a.b", "é", "mag g-r"]
+    write(tmp_path / "e.h5", model, make_catalog(**{name: np.arange(10) * 10 + i for i, name in enumerate(names)}))
+    with open_embeddings(tmp_path / "e.h5") as embeddings:
+        table = embeddings.to_pandas()
+    assert list(table.columns) == ["id_str", "file_loc", *names]
+    assert [int(table[name].iloc[1]) for name in names] == list(range(10, 18))
+
+
+def test_vote_counts_are_not_carried(model, tmp_path):
+    write(tmp_path / "e.h5", model, make_catalog(shape_smooth=np.arange(10), shape_other=np.arange(10)))
+    with h5py.File(tmp_path / "e.h5", "r") as file:
+        assert set(file["carried"]) == {"shape_other"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "failed"),
+    [
+        ([[0, 1, 3, 4, 5, 6, 8]], FAILED),
+        ([[0, 1, 2, 3, 4, 5, 6, 8, 9]], FAILED),
+        ([[0, 1, 3, 4, 5, 6, 8, 9], [9]], FAILED),
+        ([[1, 0, 3, 4, 5, 6, 8, 9]], FAILED),
+        ([[8, 9], [0, 1, 3, 4, 5, 6]], FAILED),
+        ([[0, 1, 3, 4, 5, 6, 8, 9, 10]], FAILED),
+        ([list(range(9))], {}),
+    ],
+)
+def test_rows_that_are_missing_twice_or_out_of_order_are_no_file(rows, failed, model, tmp_path):
+    with pytest.raises(RuntimeError, match="not there exactly once and in order"):
+        write(tmp_path / "e.h5", model, batches=make_batches(rows), failed=failed)
+    assert nothing_is_left_in(tmp_path)
+
+
+@pytest.mark.parametrize("batches", [[], make_batches([[]])])
+def test_catalog_of_which_no_image_could_be_read_is_refused(batches, model, tmp_path):
+    with pytest.raises(UserError, match="none of the catalog's images could be read"):
+        write(tmp_path / "e.h5", model, batches=batches, failed=dict.fromkeys(range(N_ROWS), "empty file"))
+    assert nothing_is_left_in(tmp_path)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt(), UserError("too many failed")])
+def test_run_that_breaks_off_leaves_nothing_and_keeps_an_earlier_file(error, model, tmp_path):
+    path = tmp_path / "e.h5"
+    path.write_bytes(b"of an earlier run")
+
+    def batches():
+        yield GOOD[0]
+        raise error
+
+    with pytest.raises(type(error)):
+        write(path, model, batches=batches())
+    assert [found.name for found in tmp_path.iterdir()] == ["e.h5"]
+    assert path.read_bytes() == b"of an earlier run"
+
+
+def test_killed_run_leaves_no_final_file(model, tmp_path):
+    def batches():
+        yield GOOD[0]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        write(tmp_path / "e.h5", model, batches=batches())
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert not (tmp_path / "e.h5").exists()
+    with pytest.raises(UserError, match="there is no such file"), open_embeddings(tmp_path / "e.h5"):
+        pass
+
+
+def many_rows(n_rows: int):
+    for start in range(0, n_rows, 1000):
+        yield make_batches([list(range(start, start + 1000))])[0]
+
+
+def test_too_little_space_is_found_before_the_first_image(model, tmp_path, monkeypatch):
+    def batches():
+        raise AssertionError("an image was embedded")
+        yield
+
+    usage = type("Usage", (), {"free": 10_000})
+    monkeypatch.setattr("rarezoo.embeddings.writer.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"e\.h5: takes at least 0\.0004 GB, and 1e-05 GB are free.*output_dir="):
+        write(tmp_path / "e.h5", model, make_catalog(10_000), batches(), {})
+    assert nothing_is_left_in(tmp_path)
+
+
+@pytest.mark.parametrize("at", [0, 1, 5, 20])
+def test_disk_that_fills_up_is_a_users_fault_and_leaves_nothing(at, model, tmp_path, monkeypatch):
+    calls = []
+
+    def fail(self, data):
+        calls.append(len(data))
+        if len(calls) > at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return os.write(self.fileno(), data)
+
+    monkeypatch.setattr("rarezoo.embeddings.writer.io.FileIO.write", fail, raising=False)
+    with pytest.raises(UserError, match=r"e\.h5: cannot be written \(No space left on device\)"):
+        write(tmp_path / "e.h5", model, make_catalog(5000), many_rows(5000), {})
+    assert nothing_is_left_in(tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", folder], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_disk_that_is_really_full_is_a_users_fault_and_does_not_crash_the_process(model, small_disk, monkeypatch):
+    monkeypatch.setattr("rarezoo.embeddings.writer._require_space", lambda path, needed: None)
+    with pytest.raises(UserError, match=r"e\.h5: cannot be written \(No space left on device\)"):
+        write(small_disk / "e.h5", model, make_catalog(20_000), many_rows(20_000), {})
+    assert nothing_is_left_in(small_disk)
+    write(small_disk / "e.h5", model)
+    with open_embeddings(small_disk / "e.h5") as embeddings:
+        assert len(embeddings) == 8
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes anywhere")
+def test_folder_that_cannot_be_written_to_is_a_users_fault(model, tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match=r"e\.h5: cannot be written"):
+        write(tmp_path / "e.h5", model)
+
+
+def test_file_in_the_place_of_the_folder_is_a_users_fault(model, tmp_path):
+    (tmp_path / "run").write_text("not a folder")
+    with pytest.raises(UserError, match="cannot be written"):
+        write(tmp_path / "run" / "e.h5", model)
+
+
+@pytest.fixture(scope="module")
+def survey(tmp_path_factory) -> Catalog:
+    folder = tmp_path_factory.mktemp("survey")
+    rng = np.random.default_rng(0)
+    for row in range(N_ROWS):
+        Image.fromarray(rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)).save(folder / f"{row}.png")
+    (folder / "4.png").write_bytes(b"")
+    table = pd.DataFrame({"id_str": [f"g{row}" for row in range(N_ROWS)]})
+    table["file_loc"] = [f"{row}.png" for row in range(N_ROWS)]
+    table.to_csv(folder / "catalog.csv", index=False)
+    return read_catalog(folder / "catalog.csv")
+
+
+def embed_survey(model, survey: Catalog, path: Path, batch_size: int = 3, max_failed_share: float = 0.5) -> dict:
+    data = GalaxyDataModule(survey, SIZE, workers=0, batch_size=batch_size, max_failed_share=max_failed_share)
+    settings = EmbeddingSettings(batch_size=batch_size, dtype="float32", device="cpu")
+    return embed_catalog(model, survey, data, path, settings, {"image_root": str(survey.path.parent)})
+
+
+def test_embedded_catalog_holds_what_the_model_gives_for_each_image(model, survey, tmp_path):
+    summary = embed_survey(model, survey, tmp_path / "e.h5")
+    assert summary["images_per_second"] > 0
+    assert {name: summary[name] for name in ("n_galaxies", "n_failed", "dim")} == {
+        "n_galaxies": 9,
+        "n_failed": 1,
+        "dim": DIM,
+    }
+    readable = [row for row in range(N_ROWS) if row != 4]
+    images = np.stack([np.asarray(Image.open(survey.files[row])) for row in readable]).transpose(0, 3, 1, 2)
+    representation, concentrations = model.embed(torch.from_numpy(images.copy()))
+    with open_embeddings(tmp_path / "e.h5") as embeddings:
+        assert embeddings.ids.tolist() == [f"g{row}" for row in readable]
+        assert embeddings.files.tolist() == [survey.files[row] for row in readable]
+        assert embeddings.failed().to_dict("records") == [{"id_str": "g4", "file_loc": "4.png", "reason": "empty file"}]
+        np.testing.assert_allclose(embeddings.representation[:], representation, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(embeddings.concentrations[:], concentrations, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 100])
+def test_batch_size_of_the_embedding_changes_nothing(batch_size, model, survey, tmp_path):
+    embed_survey(model, survey, tmp_path / "a.h5")
+    embed_survey(model, survey, tmp_path / "b.h5", batch_size)
+    with open_embeddings(tmp_path / "a.h5") as one, open_embeddings(tmp_path / "b.h5") as other:
+        np.testing.assert_allclose(one.representation[:], other.representation[:], rtol=1e-4, atol=1e-5)
+
+
+def test_too_many_unreadable_images_stop_the_embedding(model, survey, tmp_path):
+    with pytest.raises(UserError, match=r"1 of 10 images could not be read.*data\.max_failed_share=0\.05"):
+        embed_survey(model, survey, tmp_path / "e.h5", max_failed_share=0.05)
+    assert nothing_is_left_in(tmp_path)
+
+
+def test_batch_without_a_readable_image_embeds_to_nothing(model):
+    batch = {"image": torch.empty((0, 3, SIZE, SIZE), dtype=torch.uint8), "row": torch.empty(0, dtype=torch.int64)}
+    embedded = embed_batch(model, batch, torch.device("cpu"))
+    assert embedded.rows.shape == (0,)
+    assert embedded.representation.shape == (0, DIM)
+    assert embedded.concentrations.shape == (0, len(LABEL_COLS))
+
+
+def test_device_is_chosen_by_name():
+    assert choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu:x"])
+def test_device_that_is_not_there_is_refused_by_name(name):
+    with pytest.raises(UserError, match=rf"embedding\.device={name}: cannot be used here .* Use auto, cpu or cuda\."):
+        choose_device(name)
