@@ -4,6 +4,9 @@ RUN := .venv/bin/python
 STAMP := .venv/.installed
 # Overrides for all three scripts of the demo, for example DEMO="name=mine data.n_galaxies=2000".
 DEMO ?=
+# Tests to run, all by default, and in how many processes.
+TESTS ?=
+JOBS ?= auto
 export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 
 .PHONY: install demo test check clean
@@ -13,14 +16,15 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "rarezoo needs Python 3.11 or newer, and $(PYTHON) is older: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	test -x $(RUN) || $(PYTHON) -m venv .venv
-	$(RUN) -m pip install --quiet uv || echo "uv cannot be had; pip installs instead, more slowly"
-	if $(RUN) -m uv --version >/dev/null 2>&1; then \
+	@echo "Installing into .venv (about 6 GB, of which torch is the most); this happens once."
+	@test -x $(RUN) || $(PYTHON) -m venv .venv
+	@$(RUN) -m pip install --quiet uv || echo "uv cannot be had; pip installs instead, more slowly"
+	@if $(RUN) -m uv --version >/dev/null 2>&1; then \
 		$(RUN) -m uv pip install --quiet --python $(RUN) -c constraints.txt -e '.[dev,imagenet]'; \
 	else \
 		$(RUN) -m pip install --quiet -c constraints.txt -e '.[dev,imagenet]'; \
 	fi
-	touch $(STAMP)
+	@touch $(STAMP)
 
 demo: $(STAMP)
 	$(RUN) train.py experiment=demo $(DEMO)
@@ -33,7 +37,7 @@ check: $(STAMP)
 	$(RUN) -m mypy
 
 test: check
-	$(RUN) -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(JOBS) --dist loadfile $(TESTS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

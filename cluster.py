@@ -24,7 +24,7 @@ def main(config: DictConfig) -> None:
     folder = Path(job.runtime.output_dir)
     # torch and umap take seconds to import: a mistyped option is answered without.
     from rarezoo.embeddings import open_embeddings
-    from rarezoo.report.results import read_recovery, search_and_write
+    from rarezoo.report.results import read_recovery, recovery_sentence, search_and_write
     from rarezoo.report.wandb import tracked_run
 
     with open_embeddings(settings.embeddings) as embeddings:
@@ -40,7 +40,7 @@ def main(config: DictConfig) -> None:
                     tracked.log_table("classes", results.classes.drop(columns="answers"))
                     tracked.log_images({found.path.stem: found.path for found in results.montages.values()})
     if settings.truth is not None:
-        print_table(read_recovery(folder), "planted classes and the cluster that matches each best")
+        print_table(read_recovery(folder), recovery_sentence(run.summary["recovery"]))
     outputs = {name: folder / name for name in ("report.html", "classes.parquet", "galaxies.parquet", "montages")}
     closing_lines(outputs, run.summary, f"open {outputs['report.html']} in a browser", done_before)
 

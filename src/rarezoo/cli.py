@@ -56,8 +56,11 @@ def on_terminal() -> bool:
 
 def quiet_libraries() -> None:
     """Silence the advice of libraries that a user of these scripts cannot act on."""
-    for name in ("lightning.pytorch", "lightning.fabric", "numba", "wandb"):
+    for name in ("numba", "wandb"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "lightning.fabric"):
+        # A filter, since Lightning sets the level of its loggers itself when it is imported.
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
@@ -166,9 +169,9 @@ def announce(stage: str) -> None:
 
 def print_table(table: pd.DataFrame, title: str) -> None:
     """Print a small table; fractions with two digits."""
-    drawn = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    drawn = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     for name in table.columns:
-        drawn.add_column(str(name), justify="left" if table[name].dtype.kind in "OTU" else "right")
+        drawn.add_column(str(name), no_wrap=True, justify="left" if table[name].dtype.kind in "OTU" else "right")
     for row in table.itertuples(index=False):
         drawn.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row))
     console.print(drawn, markup=False)
@@ -188,6 +191,7 @@ def closing_lines(
     """
     if already_done:
         console.print("This run was complete before; nothing was computed. overwrite=true computes it again.")
+    facts = {name: value for name, value in facts.items() if not isinstance(value, Mapping)}
     width = max(map(len, (*outputs, *facts, "next")))
     for name, value in facts.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value

@@ -128,6 +128,7 @@ def test_code_in_a_file_of_weights_is_not_executed(legacy, tmp_path):
     assert not target.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_code_in_a_plain_pickle_is_not_executed(tmp_path):
     target = tmp_path / "executed"
     path = tmp_path / "weights.pth"

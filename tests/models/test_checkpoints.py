@@ -13,6 +13,8 @@ from rarezoo.models.vote_model import ModelSpec, VoteModel
 TREE = {"shape": {"answers": ["smooth", "featured"], "asked_after": []}}
 SIZE = 32
 
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+
 
 class Bomb:
     """Makes a folder when it is unpickled."""

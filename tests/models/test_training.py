@@ -58,6 +58,11 @@ BATCH = 8
 # A learning rate at which the first epoch is the best.
 RUINOUS = 0.05
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:`training_step` returned `None`"),
+]
+
 
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory) -> Path:
@@ -122,25 +127,28 @@ class InterruptAt(lightning.Callback):
             raise KeyboardInterrupt
 
 
-def make_trainer(folder: Path, max_epochs: int = 2, patience: int | None = None, extra=()) -> lightning.Trainer:
-    return lightning.Trainer(
-        accelerator="cpu",
-        max_epochs=max_epochs,
-        callbacks=[*training_callbacks(folder, patience), *extra],
-        logger=False,
-        enable_progress_bar=sys.stderr.isatty(),
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        gradient_clip_val=1.0,
-        default_root_dir=folder,
-    )
+def make_trainer(folder: Path, max_epochs=2, patience=None, extra=(), **options) -> lightning.Trainer:
+    usual = {
+        "accelerator": "cpu",
+        "max_epochs": max_epochs,
+        "callbacks": [*training_callbacks(folder, patience), *extra],
+        "logger": False,
+        "enable_progress_bar": sys.stderr.isatty(),
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "gradient_clip_val": 1.0,
+        "default_root_dir": folder,
+    }
+    return lightning.Trainer(**usual | options)
 
 
-def train(survey: Path, folder: Path, resume=False, max_epochs=2, patience=None, extra=(), **changes):
+def train(survey: Path, folder: Path, resume=False, max_epochs=2, patience=None, extra=(), options=None, **changes):
     """Losses of each epoch that was run, and the trainer."""
     training, data = prepare(survey, **changes)
     diary = Diary(folder)
-    trainer = make_trainer(folder, max_epochs, patience, [diary, *extra])
+    trainer = make_trainer(
+        folder, patience=patience, extra=[diary, *extra], **{"max_epochs": max_epochs} | (options or {})
+    )
     best = fit(trainer, training, data, folder, resume)
     assert best == folder / "best.ckpt"
     assert best.is_file()
@@ -340,9 +348,24 @@ def test_loss_that_is_not_finite_ends_the_run_at_once_and_leaves_no_checkpoint(p
     assert list(tmp_path.rglob("*.ckpt")) == []
 
 
-def test_run_without_an_epoch_says_so(survey, tmp_path):
-    with pytest.raises(UserError, match=r"trainer\.max_epochs"):
-        train(survey, tmp_path, max_epochs=0)
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"max_epochs": 0}, "trainer.max_epochs"),
+        ({"fast_dev_run": True}, "fast_dev_run"),
+        ({"limit_val_batches": 0}, "trainer.limit_val_batches=0"),
+    ],
+)
+def test_option_of_the_trainer_that_keeps_no_epoch_is_named(options, named, survey, tmp_path):
+    with pytest.raises(UserError, match=re.escape(named)):
+        train(survey, tmp_path, patience=2, options=options)
+    assert not (tmp_path / "best.ckpt").exists()
+
+
+def test_options_of_the_trainer_leave_a_best_checkpoint(survey, tmp_path):
+    options = {"num_sanity_val_steps": 2, "val_check_interval": 0.5, "precision": "bf16-mixed", "max_steps": 3}
+    _, trainer = train(survey, tmp_path, options=options)
+    assert trainer.global_step == 3
 
 
 def test_test_loss_is_that_of_the_best_checkpoint(survey, unbroken):

@@ -153,8 +153,8 @@ def open_embeddings(path: str | Path) -> Iterator[Embeddings]:
 
 
 def _check(path: Path, file: h5py.File) -> None:
-    if file.attrs.get("format") != FORMAT:
-        found = file.attrs.get("format", "none")
+    found = file.attrs.get("format", "none")
+    if not np.array_equal(found, FORMAT):
         raise UserError(f"{path}: has format {found}, not embeddings format {FORMAT}. Give a file that embed.py wrote.")
     missing = [name for name in _REQUIRED if name not in file]
     if missing or not file.attrs.get("complete", False):
@@ -162,6 +162,8 @@ def _check(path: Path, file: h5py.File) -> None:
     lengths = {name: file[name].shape[0] for name in _REQUIRED}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{path}: its arrays differ in length ({lengths}). Run embed.py again with overwrite=true.")
+    if file["representation"].ndim != 2 or file["concentrations"].ndim != 2:
+        raise ValueError("representation and concentrations are not tables")
     n_columns, n_answers = file["concentrations"].shape[1], len(file.attrs["label_cols"])
     if n_columns != n_answers:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def write_embeddings(
         if a row is missing or there twice
     """
     dim, n_answers = model.representation_dim, len(model.schema.label_cols)
-    with written_beside(path) as temporary, _SteadyFile(temporary, "w+") as disk:
+    with written_beside(path) as temporary, _SteadyFile(temporary) as disk:
         _require_space(path, len(catalog) * (dim * np.dtype(dtype).itemsize + n_answers * 4))
         with h5py.File(disk, "w") as file:
             representation = _growing(file, "representation", dim, dtype)
@@ -107,19 +108,41 @@ def write_embeddings(
 
 
 class _SteadyFile(io.FileIO):
-    """A file that keeps the error of a write for later: HDF5 itself crashes the process when the disk is full."""
+    """A file that keeps in memory what the disk did not take: HDF5 crashes the process where a write fails."""
 
-    _error: OSError | None = None
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._error: OSError | None = None
+        self._kept: list[tuple[int, bytes]] = []
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
 
     def write(self, data: Any) -> int:
-        whole = memoryview(data).cast("B")
-        left = whole if self._error is None else whole[:0]
+        start, whole = self.tell(), memoryview(data).cast("B")
+        left = whole
         try:
-            while left:
-                left = left[super().write(left) :]
+            while left and self._error is None:
+                left = left[os.write(self.fileno(), left) :]
         except OSError as error:
             self._error = error
+        if left:
+            self._kept.append((start, bytes(whole)))
+            self.seek(start + len(whole))
         return len(whole)
+
+    def readinto(self, buffer: Any) -> int:
+        start, target = self.tell(), memoryview(buffer).cast("B")
+        n_read = super().readinto(target) or 0
+        if self._error is None:
+            return n_read
+        target[n_read:] = bytes(len(target) - n_read)
+        for at, piece in self._kept:
+            first, last = max(at, start), min(at + len(piece), start + len(target))
+            if first < last:
+                target[first - start : last - start] = piece[first - at : last - at]
+        return len(target)
 
     def truncate(self, size: int | None = None) -> int:
         try:
@@ -127,10 +150,6 @@ class _SteadyFile(io.FileIO):
         except OSError as error:
             self._error = self._error or error
             return size or 0
-
-    def check(self) -> None:
-        if self._error is not None:
-            raise self._error
 
 
 def _require_space(path: Path, needed: int) -> None:

@@ -212,6 +212,8 @@ def fit(trainer: Trainer, training: VoteTraining, datamodule: GalaxyDataModule, 
     UserError
         if the loss became infinite or not a number, too many images could not be read, or a checkpoint not be written
     """
+    if not trainer.limit_val_batches:
+        raise UserError("trainer.limit_val_batches=0: the best epoch is chosen by the validation loss. Leave it out.")
     checkpoints = folder / "checkpoints"
     if not resume:
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -225,7 +227,7 @@ def fit(trainer: Trainer, training: VoteTraining, datamodule: GalaxyDataModule, 
         raise KeyboardInterrupt
     best = checkpoints / "best.ckpt"
     if not best.is_file():
-        raise UserError("training ended before the first epoch did. Raise trainer.max_epochs.")
+        raise UserError("training ended before an epoch was kept. Raise trainer.max_epochs; leave out fast_dev_run.")
     final = folder / "best.ckpt"
     with written_beside(final) as temporary:
         shutil.copyfile(best, temporary)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from rarezoo.cli import UserError, did_you_mean
 from rarezoo.clustering.classes import class_table, galaxy_table
-from rarezoo.clustering.scores import kind_agreement, recovery
+from rarezoo.clustering.scores import FOUND, kind_agreement, recovery
 from rarezoo.clustering.scores import summary as recovery_summary
 from rarezoo.clustering.search import Announce, search_classes
 from rarezoo.clustering.settings import ClusterSettings
@@ -23,6 +23,8 @@ from rarezoo.report.montage import ClassMontage, class_montages
 from rarezoo.report.page import Report, write_report
 
 _TRUTH_COLUMNS = ("id_str", "rare_class")
+# Fewer say nothing of whether kinds separate: the cuts of a search for galaxies leave a handful.
+_ENOUGH_ARTIFACTS = 30
 _RECOVERY_SHOWN = ["class", "members", "selected", "cluster", "f1", "purity", "completeness"]
 
 
@@ -111,7 +113,7 @@ def search_and_write(
     if truth is not None:
         recovered, compared = compare(galaxies, truth)
         _write_parquet(folder / "recovery.parquet", recovered)
-        summary |= compared
+        summary["recovery"] = compared
     announce("report")
     page = Report(
         title=settings.name,
@@ -132,6 +134,14 @@ def search_and_write(
 def read_recovery(folder: Path) -> pd.DataFrame:
     """The comparison with a known truth that `search_and_write` left in a folder, as far as a terminal shows it."""
     return pd.read_parquet(folder / "recovery.parquet", columns=_RECOVERY_SHOWN)
+
+
+def recovery_sentence(facts: Mapping[str, Any]) -> str:
+    """One sentence on how many planted classes were found, how pure and how complete, from the summary of a run."""
+    found = f"Found {facts['found_f1_50']} of {facts['planted']} planted classes"
+    quality = f"median purity {facts['median_purity']:.2f}, completeness {facts['median_completeness']:.2f}"
+    others = f"{facts['clusters_of_no_class']} of {facts['clusters']} clusters match none of them"
+    return f"{found} (best cluster's F1 >= {FOUND}; {quality}); {others}."
 
 
 def compare(galaxies: pd.DataFrame, truth: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -157,7 +167,7 @@ def compare(galaxies: pd.DataFrame, truth: pd.DataFrame) -> tuple[pd.DataFrame, 
     if "artifact" in truth:
         kinds = truth["artifact"].fillna("").reindex(galaxies["id_str"]).fillna("").to_numpy(object)
         agreement = kind_agreement(labels, kinds)
-        if agreement["n"]:
+        if agreement["n"] >= _ENOUGH_ARTIFACTS:
             facts |= {"artifacts_selected": agreement["n"], "artifact_kinds_ami": agreement["ami"]}
     return table, facts
 
