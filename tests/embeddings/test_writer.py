@@ -311,9 +311,10 @@ def test_full_disk_stops_the_run_before_the_last_batch(model, tmp_path, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("rarezoo.embeddings.writer.os.write", fail)
-    batches = many_rows(100_000)
+    # More than HDF5 keeps in memory before it writes at all.
+    batches = many_rows(600_000)
     with pytest.raises(UserError, match="No space left"):
-        write(tmp_path / "e.h5", model, make_catalog(100_000), batches, {})
+        write(tmp_path / "e.h5", model, batches=batches)
     assert next(batches, None) is not None
 
 

@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-from conftest import REPO, run
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from small_scripts import REPO, run
 
 from rarezoo.clustering.settings import ClusterSettings
 from rarezoo.config import EmbedSettings, TrainSettings, validated

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CLUSTER, interrupt_at, run
+from small_scripts import CLUSTER, interrupt_at, run
 
 pytestmark = pytest.mark.script
 

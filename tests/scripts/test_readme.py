@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import CLUSTER, EMBED, REPO, SMALL, TRAIN, environment, run
+from small_scripts import CLUSTER, EMBED, REPO, SMALL, TRAIN, environment, run
 
 pytestmark = pytest.mark.script
 
