@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import logging
 import os
 import re
@@ -25,6 +26,9 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 EXIT_USER_ERROR = 2
+UNWRITABLE = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+)
 EXIT_INTERRUPTED = 130
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -126,6 +130,11 @@ def run_script(main: Callable[[], object], conf_dir: Path) -> None:
         _fail(str(error), EXIT_USER_ERROR)
     except KeyboardInterrupt:
         _fail("Interrupted. Nothing unfinished stands under a final name; the same command goes on.", EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        reason = f"{error.filename}: cannot be written ({error.strerror})"
+        _fail(f"{reason}. Choose another folder with output_dir=..., or free space and permissions.", EXIT_USER_ERROR)
     except Exception as error:
         if not type(error).__module__.startswith(("hydra.", "omegaconf.")):
             raise

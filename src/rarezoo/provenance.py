@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -20,13 +19,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rarezoo.cli import UserError
+from rarezoo.cli import UNWRITABLE, UserError
 
 RECORD_NAME = "run.json"
 _PACKAGES = ("rarezoo", "torch", "lightning", "timm", "numpy", "umap-learn", "pynndescent", "hdbscan", "scikit-learn")
-_UNWRITABLE = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
-)
 
 
 def canonical_json(value: object) -> str:
@@ -105,7 +101,7 @@ def written_beside(path: Path) -> Iterator[Path]:
         yield temporary
         _replace(temporary, path)
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
+        if error.errno not in UNWRITABLE:
             raise
         raise UserError(
             f"{path}: cannot be written ({error.strerror}). Choose another folder, or free space and permissions."

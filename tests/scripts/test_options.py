@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -136,7 +134,9 @@ def test_a_catalog_of_one_galaxy_is_refused_with_what_to_do(tmp_path):
 
 @pytest.mark.script
 def test_an_output_folder_that_is_a_file_is_named(tmp_path):
-    Path(tmp_path / "outputs").write_text("a file")
+    (tmp_path / "outputs").write_text("a file")
     done = run(tmp_path, "cluster.py", check=False)
-    assert done.returncode != 0
+    assert done.returncode == 2, done.stderr
     assert "outputs" in done.stderr
+    assert "Choose another folder with output_dir=..." in done.stderr
+    assert "Traceback" not in done.stderr

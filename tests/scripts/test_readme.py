@@ -91,3 +91,13 @@ def test_links_lead_somewhere():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert links
     assert [link for link in links if not link.startswith("http") and not (REPO / link).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "code", re.findall(r"```python\n(.*?)```", (REPO / "docs/embeddings.md").read_text(), re.DOTALL)
+)
+def test_documented_ways_to_read_embeddings_work(finished, code):
+    path = str(finished[0] / "outputs/whole/embed/embeddings.h5")
+    names = {}
+    exec(code.replace("outputs/mine/embed/embeddings.h5", path), names)
+    assert len(names["representation"] if "representation" in names else names["table"]) == 260
