@@ -26,8 +26,18 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 EXIT_USER_ERROR = 2
-UNWRITABLE = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR}
+_UNWRITABLE = frozenset(
+    (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.EISDIR,
+    )
 )
 EXIT_INTERRUPTED = 130
 
@@ -36,6 +46,13 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 class UserError(Exception):
     """A fault that the user can mend. The message names the file, column or option, the value found, and the fix."""
+
+
+def unwritable(error: BaseException) -> str | None:
+    """Reason in words, where an error means that an output cannot be written; None where it means something else."""
+    if not isinstance(error, OSError) or error.errno not in _UNWRITABLE:
+        return None
+    return os.strerror(error.errno)
 
 
 def did_you_mean(wrong: str, allowed: Iterable[object]) -> str:
@@ -130,15 +147,16 @@ def run_script(main: Callable[[], object], conf_dir: Path) -> None:
         _fail(str(error), EXIT_USER_ERROR)
     except KeyboardInterrupt:
         _fail("Interrupted. Nothing unfinished stands under a final name; the same command goes on.", EXIT_INTERRUPTED)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        reason = f"{error.filename}: cannot be written ({error.strerror})"
-        _fail(f"{reason}. Choose another folder with output_dir=..., or free space and permissions.", EXIT_USER_ERROR)
     except Exception as error:
-        if not type(error).__module__.startswith(("hydra.", "omegaconf.")):
+        # Hydra's own errors come first: some of them are OSErrors too.
+        if type(error).__module__.startswith(("hydra.", "omegaconf.")):
+            _fail(explain_override_error(str(error), conf_dir), EXIT_USER_ERROR)
+        reason = unwritable(error)
+        if reason is None:
             raise
-        _fail(explain_override_error(str(error), conf_dir), EXIT_USER_ERROR)
+        where = getattr(error, "filename", None) or "output"
+        way_on = "Choose another folder with output_dir=..., or free space and permissions."
+        _fail(f"{where}: cannot be written ({reason}). {way_on}", EXIT_USER_ERROR)
 
 
 def _raise_interrupt(signum: int, frame: FrameType | None) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from rarezoo.cli import UNWRITABLE, UserError
+from rarezoo.cli import UserError, unwritable
 
 RECORD_NAME = "run.json"
 _PACKAGES = ("rarezoo", "torch", "lightning", "timm", "numpy", "umap-learn", "pynndescent", "hdbscan", "scikit-learn")
@@ -101,10 +101,11 @@ def written_beside(path: Path) -> Iterator[Path]:
         yield temporary
         _replace(temporary, path)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        reason = unwritable(error)
+        if reason is None:
             raise
         raise UserError(
-            f"{path}: cannot be written ({error.strerror}). Choose another folder, or free space and permissions."
+            f"{path}: cannot be written ({reason}). Choose another folder, or free space and permissions."
         ) from error
     finally:
         if temporary is not None:
@@ -192,8 +193,9 @@ class RunFolder:
                 f"{self.path}: another process is writing here. Wait for it, or choose another name with name=..."
             ) from error
         except OSError as error:
+            reason = unwritable(error) or error
             raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}). Choose another folder with output_dir=..."
+                f"{self.path}: cannot be written ({reason}). Choose another folder with output_dir=..."
             ) from error
 
     def _previous(self) -> dict[str, Any] | None:

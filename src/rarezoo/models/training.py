@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,9 @@ class VoteTraining(LightningModule):
         asked = batch["counts"] @ self.model.schema.membership.to(batch["counts"]) > 0
         for index, question in enumerate(self.model.schema.questions):
             n_asked = int(asked[:, index].sum())
-            if n_asked:
-                mean = per_question[:, index].sum() / n_asked
-                self.log(f"{split}/loss_{question.name}", mean, batch_size=n_asked, sync_dist=True)
+            # Logged with no weight where nobody was asked: processes that log different names wait for each other.
+            mean = per_question[:, index].sum() / max(1, n_asked)
+            self.log(f"{split}/loss_{question.name}", mean, batch_size=n_asked, sync_dist=True)
 
 
 def make_training(settings: TrainSettings, schema: Schema, data: GalaxyDataModule) -> VoteTraining:
@@ -251,4 +252,4 @@ def evaluate(trainer: Trainer, training: VoteTraining, datamodule: GalaxyDataMod
     if not len(datamodule.rows("test")):
         return {}
     metrics = trainer.test(training, datamodule=datamodule, ckpt_path=best, weights_only=True, verbose=False)[0]
-    return {name: float(value) for name, value in metrics.items()}
+    return {name: float(value) for name, value in metrics.items() if not math.isnan(value)}
