@@ -33,7 +33,8 @@ def main(config: DictConfig) -> None:
     schema = resolve_schema(settings.tree)
     catalog = prepare_catalog(settings.data, schema.label_cols, schema.to_tree())
     data = make_datamodule(settings.data, catalog, settings.seed)
-    with RunFolder(folder, "train", settings.decisive(), {"catalog": catalog.sha256}, settings.overwrite) as run:
+    inputs = {"catalog": catalog.sha256}
+    with RunFolder(folder, "train", settings.decisive(), inputs, settings.overwrite, "checkpoints/last.ckpt") as run:
         done_before = run.complete
         if not done_before:
             seed_everything(settings.seed, workers=True, verbose=False)

@@ -122,6 +122,30 @@ def test_a_run_with_other_settings_is_refused_and_named(tmp_path):
         assert run.complete
 
 
+def test_a_run_that_came_to_nothing_gives_way_to_another(tmp_path):
+    with RunFolder(tmp_path, "cluster", {"n_neighbors": 500}, {}):
+        pass
+    with RunFolder(tmp_path, "cluster", {"n_neighbors": 50}, {}) as run:
+        assert not run.resumable
+
+
+def test_unfinished_work_does_not_give_way_to_another_run(tmp_path):
+    with RunFolder(tmp_path, "train", {"seed": 1}, {}, unfinished_work="last.ckpt"):
+        (tmp_path / "last.ckpt").write_text("an epoch's work")
+    with pytest.raises(UserError, match=r"seed: 1 there, 2 now"):
+        RunFolder(tmp_path, "train", {"seed": 2}, {}, unfinished_work="last.ckpt")
+    with RunFolder(tmp_path, "train", {"seed": 1}, {}, unfinished_work="last.ckpt") as run:
+        assert run.resumable
+
+
+def test_what_a_killed_process_left_half_written_is_cleared(tmp_path):
+    (tmp_path / ".embeddings.h5.x1.part.h5").write_text("half")
+    (tmp_path / "embeddings.h5").write_text("whole")
+    with RunFolder(tmp_path, "embed", {}, {}):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "embeddings.h5", "run.json"]
+
+
 def test_another_input_is_another_run(tmp_path):
     with RunFolder(tmp_path, "embed", {}, {"checkpoint": "a"}) as run:
         run.finish({})

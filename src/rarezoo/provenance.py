@@ -145,24 +145,35 @@ class RunFolder:
     settings : resolved settings that decide the result, JSON-like
     inputs : what the result is made from, name -> content hash
     overwrite : take over a folder that holds another run
+    unfinished_work : name of what an interrupted run leaves in the folder to go on from. Another run's folder is
+        taken over without asking where it is neither complete nor holds this.
     """
 
     def __init__(
-        self, path: Path, stage: str, settings: Mapping[str, Any], inputs: Mapping[str, str], overwrite: bool = False
+        self,
+        path: Path,
+        stage: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        overwrite: bool = False,
+        unfinished_work: str | None = None,
     ) -> None:
         self.path = path
         self._key = {"stage": stage, "settings": dict(settings), "inputs": dict(inputs)}
         self._lock = FileLock(path / ".lock")
         self._acquire()
+        # Nobody else writes here now, so what is half-written is what a killed process left.
+        for abandoned in path.glob(".*.part*"):
+            _remove(abandoned)
         previous = self._previous()
         self.complete = False
         self.resumable = False
-        if previous and not overwrite:
-            try:
-                self._refuse_other_run(previous)
-            except UserError:
-                self.close()
-                raise
+        same = previous is not None and fingerprint(previous["key"]) == fingerprint(self._key)
+        worth_keeping = unfinished_work is not None and (path / unfinished_work).exists()
+        if previous and not overwrite and not same and (previous["complete"] or worth_keeping):
+            self.close()
+            raise self._refusal(previous)
+        if previous and not overwrite and same:
             self.complete = bool(previous["complete"])
             self.resumable = not self.complete
         self.summary: dict[str, Any] = previous["summary"] if previous and self.complete else {}
@@ -208,15 +219,13 @@ class RunFolder:
         except (json.JSONDecodeError, UnicodeDecodeError):
             return None
 
-    def _refuse_other_run(self, previous: Mapping[str, Any]) -> None:
-        if fingerprint(previous["key"]) == fingerprint(self._key):
-            return
+    def _refusal(self, previous: Mapping[str, Any]) -> UserError:
         before, now = _flat(previous["key"]), _flat(self._key)
         changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
         shown = "; ".join(
             f"{name.removeprefix('settings.')}: {before.get(name)} there, {now.get(name)} now" for name in changed[:4]
         )
-        raise UserError(
+        return UserError(
             f"{self.path}: holds a run that differs ({shown}{'; ...' if len(changed) > 4 else ''}). "
             "Choose another name with name=..., or replace it with overwrite=true."
         )
