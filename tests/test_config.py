@@ -332,3 +332,9 @@ def test_what_decides_the_embeddings_is_part_of_their_decisive_settings(option, 
 
 def test_simulated_data_keep_the_options_of_their_kind():
     assert isinstance(validated(TrainSettings, make_config("simulated"), "train.py").data, SimulatedData)
+
+
+def test_several_devices_are_refused_before_any_work():
+    config = make_config()
+    config["trainer"]["devices"] = 2
+    assert "devices=2: training on several is not supported yet" in message(config)

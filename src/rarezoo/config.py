@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from rarezoo.cli import UserError, console, did_you_mean
@@ -148,6 +148,14 @@ class TrainSettings(RunSettings):
     optim: OptimSettings
     trainer: dict[str, Any]
 
+    @field_validator("trainer")
+    @classmethod
+    def _is_of_one_device(cls, trainer: dict[str, Any]) -> dict[str, Any]:
+        devices = trainer.get("devices", 1)
+        if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
+            raise ValueError(f"devices={devices}: training on several is not supported yet. Give 1, or [its number]")
+        return trainer
+
     _undecisive = {"data": _DATA_DECIDES_NOTHING}
 
 
@@ -192,7 +200,7 @@ class ReportSettings(Settings):
     thumbnail: int = Field(ge=16, le=1024)
 
 
-EMBED_READS = frozenset({"experiment", "name", "output_dir", "data", "embedding", "logger"})
+EMBED_READS = frozenset({"experiment", "name", "seed", "output_dir", "data", "embedding", "logger"})
 CLUSTER_READS = frozenset(
     {
         "experiment",
