@@ -21,6 +21,15 @@ GIVEN = {
     "experiment": "data.catalog=galaxies.csv",
 }
 
+OWN_TREE = "ring: {answers: ['yes', 'no']}\n"
+OWN_CATALOG = (
+    "data=catalog",
+    "data.catalog=galaxies.csv",
+    "schema=from_file",
+    "schema.path=tree.yaml",
+    "backbone=tiny",
+)
+
 
 def composed(command, *overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -98,15 +107,8 @@ def test_a_wrong_option_is_named_with_the_fix(tmp_path, script, option, shown):
 )
 def test_a_bad_catalog_is_refused_before_any_training(tmp_path, content, shown):
     (tmp_path / "galaxies.csv").write_text(content)
-    (tmp_path / "tree.yaml").write_text("ring: {answers: ['yes', 'no']}\n")
-    options = (
-        "data=catalog",
-        "data.catalog=galaxies.csv",
-        "schema=from_file",
-        "schema.path=tree.yaml",
-        "backbone=tiny",
-    )
-    done = run(tmp_path, "train.py", *options, small=False, check=False)
+    (tmp_path / "tree.yaml").write_text(OWN_TREE)
+    done = run(tmp_path, "train.py", *OWN_CATALOG, small=False, check=False)
     assert done.returncode == 2, done.stderr
     assert shown in done.stderr
     assert "Traceback" not in done.stderr
@@ -119,15 +121,8 @@ def test_a_catalog_of_one_galaxy_is_refused_with_what_to_do(tmp_path):
 
     Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
     (tmp_path / "galaxies.csv").write_text("id_str,file_loc,ring_yes,ring_no\na,a.jpg,1,2\n")
-    (tmp_path / "tree.yaml").write_text("ring: {answers: ['yes', 'no']}\n")
-    options = (
-        "data=catalog",
-        "data.catalog=galaxies.csv",
-        "schema=from_file",
-        "schema.path=tree.yaml",
-        "backbone=tiny",
-    )
-    done = run(tmp_path, "train.py", *options, "data.image_size=32", small=False, check=False)
+    (tmp_path / "tree.yaml").write_text(OWN_TREE)
+    done = run(tmp_path, "train.py", *OWN_CATALOG, "data.image_size=32", small=False, check=False)
     assert done.returncode == 2, done.stderr
     assert "split" in done.stderr
 

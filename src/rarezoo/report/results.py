@@ -84,9 +84,10 @@ def search_and_write(
     announce : called with the name of each stage
     """
     truth = read_truth(settings.truth)
+    fractions = embeddings.vote_fractions()
     search = search_classes(
         embeddings.representation,
-        embeddings.vote_fractions(),
+        fractions,
         embeddings.label_cols,
         settings.search,
         StageStore(settings.stages),
@@ -99,7 +100,7 @@ def search_and_write(
         search.tree,
         embeddings.representation[rows],
         search.graph.indices,
-        embeddings.vote_fractions(rows),
+        fractions[rows],
         embeddings.label_cols,
         galaxies["id_str"].tolist(),
     )
