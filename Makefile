@@ -2,6 +2,8 @@
 PYTHON ?= python3
 RUN := .venv/bin/python
 STAMP := .venv/.installed
+# Zoobot, which some tests compare with, without what it depends on: its likelihood needs torch alone.
+ORACLE := zoobot==2.9.0 galaxy-datasets==0.0.25
 # Overrides for all three scripts of the demo, for example DEMO="name=mine data.n_galaxies=2000".
 DEMO ?=
 # Tests to run, all by default, and in how many processes.
@@ -21,8 +23,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(RUN) -m pip install --quiet uv || echo "uv cannot be had; pip installs instead, more slowly"
 	@if $(RUN) -m uv --version >/dev/null 2>&1; then \
 		$(RUN) -m uv pip install --quiet --python $(RUN) -c constraints.txt -e '.[dev,imagenet]'; \
+		$(RUN) -m uv pip install --quiet --python $(RUN) --no-deps --target .venv/oracle $(ORACLE); \
 	else \
 		$(RUN) -m pip install --quiet -c constraints.txt -e '.[dev,imagenet]'; \
+		$(RUN) -m pip install --quiet --no-deps --target .venv/oracle $(ORACLE); \
 	fi
 	@touch $(STAMP)
 

@@ -7,7 +7,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from rarezoo.cli import announce, closing_lines, print_table, run_script
+from rarezoo.cli import announce, closing_lines, print_table, run_script, settle_in
 from rarezoo.clustering.settings import ClusterSettings
 from rarezoo.config import validated
 from rarezoo.provenance import RunFolder, sha256_of_file
@@ -18,6 +18,7 @@ CONF = Path(__file__).resolve().parent / "conf"
 @hydra.main(version_base="1.3", config_path="conf", config_name="cluster")
 def main(config: DictConfig) -> None:
     """Search one file of embeddings, or say that this search is done already."""
+    settle_in()
     job = HydraConfig.get()
     resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     settings = validated(ClusterSettings, resolved, "cluster.py", job.overrides.task)

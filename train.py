@@ -5,10 +5,12 @@ from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from rarezoo.cli import closing_lines, next_command, on_terminal, run_script
-from rarezoo.config import EMBED_READS, TrainSettings, validated
+from rarezoo.cli import closing_lines, next_command, on_terminal, run_script, settle_in
+from rarezoo.config import EMBED_READS, validated
+from rarezoo.models.settings import TrainSettings
 from rarezoo.provenance import RunFolder
 
 CONF = Path(__file__).resolve().parent / "conf"
@@ -17,45 +19,65 @@ CONF = Path(__file__).resolve().parent / "conf"
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(config: DictConfig) -> None:
     """Train one model, or say that it is trained already."""
+    settle_in()
     job = HydraConfig.get()
     resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
     settings = validated(TrainSettings, resolved, "train.py", job.overrides.task)
     folder = Path(job.runtime.output_dir)
     # torch and Lightning take seconds to import: a mistyped option is answered, and a worker process starts, without.
     from lightning import seed_everything
-    from lightning.pytorch.loggers import CSVLogger
 
     from rarezoo.data.prepare import make_datamodule, prepare_catalog
-    from rarezoo.models.training import evaluate, fit, make_training, training_callbacks
-    from rarezoo.report.wandb import lightning_logger, tracked_run
+    from rarezoo.models.fitting import evaluate, find_batch_size, fit, training_callbacks
+    from rarezoo.models.training import make_training
+    from rarezoo.ranks import count_ranks, join_ranks, lightning_plugins, start_ranks
+    from rarezoo.report.sweep import note_in_sweep
+    from rarezoo.report.training import EvaluationFigures
+    from rarezoo.report.wandb import lightning_loggers, tracked_run
     from rarezoo.votes.schema import resolve_schema
 
+    n_ranks = count_ranks(settings.trainer)
+    ranks = join_ranks(n_ranks)
+    if ranks is None:
+        here = [f'hydra.run.dir="{folder}"', "hydra.mode=RUN", "hydra.output_subdir=null"]
+        return start_ranks(n_ranks, [Path(__file__).resolve(), *job.overrides.task, *here])
     schema = resolve_schema(settings.tree)
-    catalog = prepare_catalog(settings.data, schema.label_cols, schema.to_tree())
+    catalog = ranks.leader_first(lambda: prepare_catalog(settings.data, schema.label_cols, schema.to_tree()))
     data = make_datamodule(settings.data, catalog, settings.seed)
-    inputs = {"catalog": catalog.sha256}
-    with RunFolder(folder, "train", settings.decisive(), inputs, settings.overwrite, "checkpoints/last.ckpt") as run:
+    inputs = {"catalog": catalog.sha256, **settings.backbone.weights_sha256()}
+    about = (folder, "train", settings.decisive(), inputs, settings.overwrite, "checkpoints/last.ckpt")
+    with ranks.claimed(lambda: RunFolder(*about)) as run:
         done_before = run.complete
         if not done_before:
             seed_everything(settings.seed, workers=True, verbose=False)
             training = make_training(settings, schema, data)
-            about: dict[str, Any] = {"group": settings.name, "job_type": "train", "config": resolved}
-            with tracked_run(**settings.logger.model_dump(), folder=folder, **about) as tracked:
-                loggers = [CSVLogger(folder, "metrics"), lightning_logger(tracked)]
+            group: dict[str, Any] = {"group": settings.name, "job_type": "train", "config": resolved}
+            with tracked_run(**settings.logger.model_dump(), folder=folder, **group) as tracked:
+                watching = training_callbacks(folder, settings.optim, settings.save_every_minutes)
                 trainer = hydra.utils.instantiate(
                     config.trainer,
-                    callbacks=training_callbacks(folder, settings.optim.patience),
-                    logger=[logger for logger in loggers if logger],
+                    callbacks=[*watching, EvaluationFigures(tracked, folder / "figures")],
+                    logger=lightning_loggers(tracked, folder),
+                    plugins=lightning_plugins(n_ranks),
                     default_root_dir=str(folder),
-                    enable_progress_bar=on_terminal(),
+                    enable_progress_bar=on_terminal() and ranks.leads,
                 )
-                fitted = fit(trainer, training, data, folder, run.resumable)
+                if settings.optim.find_batch_size and not run.resumable:
+                    find_batch_size(trainer, training, data)
+                fitted = fit(trainer, training, data, folder, run.resumable, ranks)
                 run.finish(evaluate(trainer, training, data, fitted))
                 tracked.summary(run.summary)
-    best = folder / "best.ckpt"
-    elsewhere = {} if best == Path(resolved["checkpoint"]).resolve() else {"checkpoint": best}
-    following = next_command("embed.py", job.overrides.task, EMBED_READS, elsewhere)
-    closing_lines({"checkpoint": best, "metrics": folder / "metrics"}, run.summary, following, done_before)
+                tracked.log_model(fitted, settings.name)
+    if ranks.leads:
+        best = folder / "best.ckpt"
+        elsewhere: dict[str, Path | str] = (
+            {} if best == Path(resolved["checkpoint"]).resolve() else {"checkpoint": best}
+        )
+        if job.mode == RunMode.MULTIRUN:
+            elsewhere["hydra.mode"] = "RUN"
+        following = next_command("embed.py", job.overrides.task, EMBED_READS, elsewhere)
+        outputs = {"checkpoint": best, "figures": folder / "figures", **note_in_sweep(folder)}
+        closing_lines(outputs, run.summary, following, done_before)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 import os
+import sys
+from pathlib import Path
 
 # Tests neither use the network nor leave runs anywhere but in their own folders.
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Where `make install` puts Zoobot, as something to compare with; last, so that it hides nothing.
+sys.path.append(str(Path(__file__).parents[1] / ".venv" / "oracle"))

@@ -1,34 +1,35 @@
 import json
 import math
-from pathlib import Path
 
 import pytest
-import yaml
+from configs import read_choice
 
 from rarezoo.cli import UserError
-from rarezoo.config import EmbedSettings, SimulatedData, TrainSettings, validated
+from rarezoo.config import EmbedSettings, SimulatedData, validated
+from rarezoo.models.settings import TrainSettings
 
-CONF = Path(__file__).parents[1] / "conf"
-GROUPS = {"backbone": "tiny", "bottleneck": "d128", "augment": "zoobot", "optim": "adamw", "logger": "none"}
+GROUPS = {
+    "backbone": "tiny",
+    "bottleneck": "d128",
+    "head": "sigmoid",
+    "augment": "zoobot",
+    "optim": "adamw",
+    "retrain": "all",
+    "logger": "none",
+}
 OF_THE_USER = {"catalog": "galaxies.parquet", "root": "survey", "truth": None, "image_size": 64}
-
-
-def read(name: str) -> dict:
-    content = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    content.pop("defaults", None)
-    return content
 
 
 def make_config(kind: str = "catalog", **changes) -> dict:
     """The configuration files as Hydra would resolve them; dotted names in `changes` replace values."""
-    config = {group: read(f"{group}/{name}") for group, name in GROUPS.items()}
+    config = {group: read_choice(group, name) for group, name in GROUPS.items()}
     of_the_user = {name: value for name, value in OF_THE_USER.items() if kind == "simulated" or name != "root"}
-    config["data"] = read("data/_images") | read(f"data/{kind}") | of_the_user
+    config["data"] = read_choice("data", kind) | of_the_user
     config["schema"] = {"smooth": {"answers": ["yes", "no"], "asked_after": None}}
-    config["trainer"] = read("trainer/default")
+    config["trainer"] = read_choice("trainer", "default")
     config["checkpoint"] = "best.ckpt"
-    config["embedding"] = {"batch_size": 8, "dtype": "float32", "device": "auto"}
-    config |= {"name": "survey", "seed": 0, "overwrite": False}
+    config["embedding"] = {"batch_size": 8, "dtype": "float32", "device": "auto", "redundancy": False}
+    config |= {"name": "survey", "seed": 0, "overwrite": False, "save_every_minutes": 10}
     for option, value in changes.items():
         put(config, option, value)
     return config
@@ -73,7 +74,8 @@ def test_configuration_files_hold_every_option_and_no_other(kind, model):
         ("overwrite", "perhaps", "valid boolean"),
         ("data.image_size", 15, "greater than or equal to 16"),
         ("data.image_size", 4097, "less than or equal to 4096"),
-        ("data.channels", 2, "1 or 3"),
+        ("data.channels", 0, "greater than or equal to 1"),
+        ("data.channels", 65, "less than or equal to 64"),
         ("data.crop", 0, "greater than 0"),
         ("data.crop", 1.01, "less than or equal to 1"),
         ("data.batch_size", 0, "greater than or equal to 1"),
@@ -99,7 +101,7 @@ def test_configuration_files_hold_every_option_and_no_other(kind, model):
         ("optim.lr", math.nan, "finite number"),
         ("optim.weight_decay", -1e-9, "greater than or equal to 0"),
         ("optim.warmup_share", 1, "less than 1"),
-        ("optim.head_dropout", 1, "less than 1"),
+        ("head.dropout", 1, "less than 1"),
         ("optim.patience", 0, "greater than or equal to 1"),
         ("logger.mode", "on", "'auto', 'online', 'offline' or 'disabled'"),
         ("trainer", None, "group of options"),
@@ -194,7 +196,7 @@ def test_missing_option_is_named(option):
 
 
 def test_option_that_the_configuration_leaves_to_the_user_counts_as_missing():
-    assert read("data/catalog")["catalog"] == "???"
+    assert read_choice("data", "catalog")["catalog"] == "???"
     found = message(make_config(**{"data.catalog": "???"}))
     assert found == "option 'data.catalog' is missing. Give data.catalog=<value>."
 
@@ -334,7 +336,35 @@ def test_simulated_data_keep_the_options_of_their_kind():
     assert isinstance(validated(TrainSettings, make_config("simulated"), "train.py").data, SimulatedData)
 
 
-def test_several_devices_are_refused_before_any_work():
+@pytest.mark.parametrize("devices", [1, 4, -1, "auto", [0, 2]])
+def test_devices_are_named_as_lightning_names_them(devices):
     config = make_config()
-    config["trainer"]["devices"] = 2
-    assert "devices=2: training on several is not supported yet" in message(config)
+    config["trainer"]["devices"] = devices
+    validated(TrainSettings, config, "train.py")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("devices", 0), ("devices", "two"), ("devices", []), ("devices", True), ("num_nodes", "auto")]
+)
+def test_number_of_devices_or_nodes_that_is_none_is_refused(option, value):
+    config = make_config()
+    config["trainer"][option] = value
+    assert f"{option}={value!r}: give " in message(config)
+
+
+def test_holding_an_encoder_of_random_weights_is_refused():
+    config = make_config(**{"retrain.n_blocks": 0, "backbone.weights": None})
+    assert "give backbone.weights, or retrain=all" in message(config)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true"])
+def test_weights_in_other_precision_than_the_images_are_refused(precision):
+    config = make_config()
+    config["trainer"]["precision"] = precision
+    assert f"precision={precision}: images and weights are float32. Give bf16-mixed" in message(config)
+
+
+def test_batches_of_one_image_are_refused_for_training_alone():
+    config = make_config(**{"data.batch_size": 1})
+    assert "batch_size=1: batch normalisation needs at least 2 images" in message(config)
+    validated(EmbedSettings, config, "embed.py")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import logging
+import multiprocessing
 import os
 import re
 import shlex
@@ -37,6 +38,7 @@ _UNWRITABLE = frozenset(
         errno.ENOTDIR,
         errno.EEXIST,
         errno.EISDIR,
+        errno.ENAMETOOLONG,
     )
 )
 EXIT_INTERRUPTED = 130
@@ -84,6 +86,12 @@ def quiet_libraries() -> None:
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
+    warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
+    # Scores are computed from sums over all ranks before they are logged.
+    warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+    # Blocks that are held do not change their running means either.
+    warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than the logging interval.*")
     warnings.filterwarnings("ignore", message=".*n_jobs value 1 overridden.*")
@@ -92,12 +100,24 @@ def quiet_libraries() -> None:
     os.environ.setdefault("KMP_WARNINGS", "0")
 
 
+def settle_in() -> None:
+    """Make a process that a launcher of Hydra's started like one that a script was run in.
+
+    joblib's workers start processes in a way of their own, which neither a data loader's nor a pool's workers survive.
+    """
+    quiet_libraries()
+    if multiprocessing.get_start_method(allow_none=True) == "loky":
+        multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+
+
 def option_names(conf_dir: Path) -> list[str]:
     """Dotted names of all options that the YAML files below a configuration folder define, and of its groups."""
     names: set[str] = set()
     for path in sorted(conf_dir.rglob("*.yaml")):
         group = path.relative_to(conf_dir).parent.parts
-        prefix = () if not group or group[0] in ("experiment", "hydra") else group
+        if group[:1] == ("hydra",):
+            continue
+        prefix = () if not group or group[0] == "experiment" else group
         names.add(".".join(prefix))
         content = yaml.safe_load(path.read_text()) or {}
         names.update(".".join((*prefix, *key)) for key in _dotted_keys(content))
@@ -127,6 +147,8 @@ def explain_override_error(message: str, conf_dir: Path) -> str:
         return f"option '{name}' does not exist. {near}--cfg job lists all options with their values."
     if choice := re.search(r"Could not find '([^']+)'", message):
         group, _, name = choice[1].rpartition("/")
+        if group == "hydra/launcher" and name.startswith(("joblib", "submitit")):
+            return f"{group}={name} is not installed. Install it: pip install 'rarezoo[launchers]'."
         options = [path.stem for path in sorted((conf_dir / group).glob("*.yaml"))]
         return f"{group}={name} does not exist. {did_you_mean(name, options)}"
     return message.split("\nSet the environment variable")[0]
@@ -146,6 +168,8 @@ def run_script(main: Callable[[], object], conf_dir: Path) -> None:
     except UserError as error:
         _fail(str(error), EXIT_USER_ERROR)
     except KeyboardInterrupt:
+        # A cluster sends SIGTERM again while what is left is put away.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _fail("Interrupted. Nothing unfinished stands under a final name; the same command goes on.", EXIT_INTERRUPTED)
     except Exception as error:
         # Hydra's own errors come first: some of them are OSErrors too.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from rarezoo.cli import UserError, console, did_you_mean
@@ -28,7 +28,7 @@ class ImageSettings(Settings):
     image_root: Path | None
     truth: Path | None
     image_size: int = Field(ge=16, le=4096)
-    channels: Literal[1, 3]
+    channels: int = Field(ge=1, le=64)
     crop: float = Field(gt=0, le=1)
     batch_size: Positive
     workers: Literal["auto"] | Annotated[int, Field(ge=0)]
@@ -70,56 +70,18 @@ class SimulatedData(ImageSettings):
 Data = Annotated[CatalogData | SimulatedData, Field(discriminator="kind")]
 _DATA_KINDS: Mapping[str, type[ImageSettings]] = {"catalog": CatalogData, "simulated": SimulatedData}
 
-PerChannel = float | list[float]
-
-
-class BackboneSettings(Settings):
-    """Encoder (conf/backbone)."""
-
-    name: str
-    weights: str | None
-    drop_path_rate: Share
-    channels_last: bool
-    mean: PerChannel
-    std: PerChannel
-
-
-class BottleneckSettings(Settings):
-    """Representation (conf/bottleneck)."""
-
-    dim: Positive | None
-    activation: Literal["none", "relu", "gelu"]
-
-
-class AugmentSettings(Settings):
-    """Training transforms (conf/augment)."""
-
-    rotate: bool
-    flip: bool
-    zoom: list[float] = Field(min_length=2, max_length=2)
-    shift: float
-    brightness: float
-
-
-class OptimSettings(Settings):
-    """Optimiser, schedule, regularisation, early stopping (conf/optim)."""
-
-    lr: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    warmup_share: Share
-    head_dropout: Share
-    patience: Positive | None
-
 
 class LoggerSettings(Settings):
-    """Weights & Biases (conf/logger)."""
+    """Where metrics go: Weights & Biases, a CSV file, both or neither (conf/logger)."""
 
     mode: Literal["auto", "online", "offline", "disabled"]
     project: str
+    csv: bool
+    log_model: bool
 
 
 _DECIDES_NOTHING: Mapping[str, Any] = {"name": True, "overwrite": True, "logger": True}
-_DATA_DECIDES_NOTHING = {"workers", "max_failed_share", "truth"}
+DATA_DECIDES_NOTHING = {"workers", "max_failed_share", "truth"}
 
 
 class RunSettings(Settings):
@@ -137,34 +99,13 @@ class RunSettings(Settings):
         return self.model_dump(mode="json", by_alias=True, exclude={**_DECIDES_NOTHING, **self._undecisive})
 
 
-class TrainSettings(RunSettings):
-    """Settings of train.py."""
-
-    data: Data
-    tree: dict[str, Any] = Field(alias="schema")
-    backbone: BackboneSettings
-    bottleneck: BottleneckSettings
-    augment: AugmentSettings
-    optim: OptimSettings
-    trainer: dict[str, Any]
-
-    @field_validator("trainer")
-    @classmethod
-    def _is_of_one_device(cls, trainer: dict[str, Any]) -> dict[str, Any]:
-        devices = trainer.get("devices", 1)
-        if devices not in (1, "1") and not (isinstance(devices, list) and len(devices) == 1):
-            raise ValueError(f"devices={devices}: training on several is not supported yet. Give 1, or [its number]")
-        return trainer
-
-    _undecisive = {"data": _DATA_DECIDES_NOTHING}
-
-
 class EmbeddingSettings(Settings):
     """How embed.py computes and writes."""
 
     batch_size: Positive
     dtype: Literal["float32", "float16"]
     device: str
+    redundancy: bool
 
 
 class EmbedSettings(RunSettings):
@@ -176,7 +117,7 @@ class EmbedSettings(RunSettings):
 
     _undecisive = {
         "data": {
-            *_DATA_DECIDES_NOTHING,
+            *DATA_DECIDES_NOTHING,
             "batch_size",
             "validation_share",
             "test_share",

@@ -22,12 +22,24 @@ from filelock import FileLock, Timeout
 from rarezoo.cli import UserError, unwritable
 
 RECORD_NAME = "run.json"
+SWEEP_MARK = "multirun.yaml"
 _PACKAGES = ("rarezoo", "torch", "lightning", "timm", "numpy", "umap-learn", "pynndescent", "hdbscan", "scikit-learn")
 
 
 def canonical_json(value: object) -> str:
     """JSON text that is the same for equal values, whatever the order of their keys."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as dotted name -> value; an empty group is a value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
 
 
 def fingerprint(value: object) -> str:
@@ -135,6 +147,11 @@ def write_json(path: Path, value: object) -> None:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, default=str) + "\n")
 
 
+def sweep_of(folder: Path) -> Path | None:
+    """Folder of the sweep that a job's folder belongs to, which Hydra marks; None for a run on its own."""
+    return folder.parent if (folder.parent / SWEEP_MARK).is_file() else None
+
+
 class RunFolder:
     """Output folder of one stage. It knows whether its work is new, unfinished, done, or that of another run.
 
@@ -220,7 +237,7 @@ class RunFolder:
             return None
 
     def _refusal(self, previous: Mapping[str, Any]) -> UserError:
-        before, now = _flat(previous["key"]), _flat(self._key)
+        before, now = ({k: str(v) for k, v in flat(key).items()} for key in (previous["key"], self._key))
         changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
         shown = "; ".join(
             f"{name.removeprefix('settings.')}: {before.get(name)} there, {now.get(name)} now" for name in changed[:4]
@@ -233,9 +250,3 @@ class RunFolder:
     def _write(self, complete: bool) -> None:
         key = json.loads(canonical_json(self._key))
         write_json(self.path / RECORD_NAME, {**made_with(), "key": key, "complete": complete, "summary": self.summary})
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(tree, Mapping):
-        return {name: value for key, sub in tree.items() for name, value in _flat(sub, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): str(tree)}

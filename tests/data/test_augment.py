@@ -6,6 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as torchvision_functional
 
 from rarezoo.cli import UserError
 from rarezoo.data.augment import EvalTransform, TrainTransform, affine_view
@@ -43,6 +45,99 @@ def test_rotation_by_any_angle_is_that_of_scipy():
     expected = ndimage.rotate(smooth[0, 0], 33.0, reshape=False, order=1)
     inside = np.hypot(*(np.mgrid[0:41, 0:41] - 20)) < 18
     np.testing.assert_allclose(turned[inside], expected[inside], atol=0.05)
+
+
+def by_torchvision(images: torch.Tensor, angle=0.0, flip=(1.0, 1.0), zoom=1.0, shift=(0.0, 0.0)) -> torch.Tensor:
+    """The same view by torchvision: mirrored first, then one affine warp, whose angle is clockwise and in degrees."""
+    for sign, mirror in zip(
+        flip, (torchvision_functional.horizontal_flip, torchvision_functional.vertical_flip), strict=True
+    ):
+        images = mirror(images) if sign < 0 else images
+    return torchvision_functional.affine(
+        images,
+        angle=-math.degrees(angle),
+        translate=[share * images.shape[-1] for share in shift],
+        scale=zoom,
+        shear=[0.0, 0.0],
+        interpolation=InterpolationMode.BILINEAR,
+    )
+
+
+def smooth(side: int, channels: int = 3) -> torch.Tensor:
+    """Images without edges, on which rounding of the sampled places tells little."""
+    noise = np.random.default_rng(side).random((2, channels, side, side)) * 255
+    return torch.from_numpy(ndimage.gaussian_filter(noise, (0, 0, 2, 2))).float()
+
+
+SINGLE_VIEWS = [
+    *({"angle": math.radians(degrees)} for degrees in (-170.0, -45.0, 10.0, 90.0, 123.0)),
+    *({"zoom": zoom} for zoom in (0.7, 1.2, 2.0)),
+    *({"shift": shift} for shift in ((0.1, 0.0), (0.0, -0.2), (0.13, 0.07))),
+    *({"flip": flip} for flip in ((-1.0, 1.0), (1.0, -1.0), (-1.0, -1.0))),
+]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("one", SINGLE_VIEWS)
+def test_each_move_is_that_of_torchvision(one, channels):
+    # To the last pixel, with the borders that come into view.
+    images = smooth(24, channels)
+    torch.testing.assert_close(view(images, **one), by_torchvision(images, **one), atol=0.02, rtol=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    angle=st.floats(-math.pi, math.pi),
+    flip=st.tuples(st.sampled_from([-1.0, 1.0]), st.sampled_from([-1.0, 1.0])),
+    zoom=st.floats(0.6, 1.8),
+    shift=st.tuples(st.floats(-0.3, 0.3), st.floats(-0.3, 0.3)),
+    side=st.sampled_from([15, 24]),
+    channels=st.sampled_from([1, 4]),
+)
+def test_all_moves_in_one_warp_are_those_of_torchvision(angle, flip, zoom, shift, side, channels):
+    images = smooth(side, channels)
+    given_view = {"angle": angle, "flip": flip, "zoom": zoom, "shift": shift}
+    torch.testing.assert_close(view(images, **given_view), by_torchvision(images, **given_view), atol=0.05, rtol=0)
+
+
+def test_views_of_a_batch_are_each_that_of_its_own_numbers():
+    images = smooth(24)
+    angle, zoom = torch.tensor([0.3, -2.0]), torch.tensor([1.4, 0.8])
+    flip, shift = torch.tensor([[-1.0, 1.0], [1.0, -1.0]]), torch.tensor([[0.1, -0.05], [0.0, 0.2]])
+    together = affine_view(images, angle, flip, zoom, shift)
+    for row in range(2):
+        alone = by_torchvision(
+            images[row : row + 1], float(angle[row]), flip[row].tolist(), float(zoom[row]), shift[row].tolist()
+        )
+        torch.testing.assert_close(together[row : row + 1], alone, atol=0.02, rtol=0)
+
+
+def test_channels_of_one_galaxy_are_moved_alike():
+    images = smooth(24, 1).repeat(1, 7, 1, 1).to(torch.uint8)
+    views = TrainTransform(brightness=0.2)(images, torch.Generator().manual_seed(0))
+    assert torch.equal(views, views[:, :1].expand_as(views))
+
+
+def test_rotation_takes_the_whole_circle_evenly():
+    # A bright spot at the right is found again at an angle that tells the rotation.
+    images = torch.zeros(4000, 1, 33, 33, dtype=torch.uint8)
+    images[..., 15:18, 27:30] = 255
+    views = TrainTransform(**OFF | {"rotate": True})(images, torch.Generator().manual_seed(0))[:, 0]
+    rows, columns = torch.meshgrid(torch.arange(33.0) - 16, torch.arange(33.0) - 16, indexing="ij")
+    weight = views.sum((1, 2))
+    found = torch.atan2(-(views * rows).sum((1, 2)) / weight, (views * columns).sum((1, 2)) / weight)
+    share = torch.histc(found, 8, -math.pi, math.pi) / len(found)
+    assert (share - 1 / 8).abs().max() < 5 * math.sqrt(1 / 8 * 7 / 8 / len(found))
+
+
+def test_evaluation_draws_nothing_at_random():
+    transform, images = EvalTransform(zoom=1.2), batch(channels=5)
+    state = torch.get_rng_state()
+    first = transform.train()(images)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.manual_seed(99)
+    assert torch.equal(first, transform.eval()(images))
+    assert torch.equal(first[1:2], transform(images[1:2]))
 
 
 def test_mirroring_is_that_of_torch():
@@ -101,7 +196,7 @@ def test_views_follow_the_generator_and_the_global_seed():
     zoom=st.tuples(st.floats(0.5, 1.0), st.floats(1.0, 2.0)),
     shift=st.floats(0, 0.3),
     brightness=st.floats(0, 0.9),
-    channels=st.sampled_from([1, 3]),
+    channels=st.sampled_from([1, 3, 6]),
 )
 def test_views_keep_shape_and_range(rotate, flip, zoom, shift, brightness, channels):
     views = TrainTransform(rotate, flip, zoom, shift, brightness)(batch(channels=channels))
@@ -202,3 +297,10 @@ def test_zoom_of_evaluation_is_checked():
 def test_normalisation_for_another_number_of_channels_is_refused():
     with pytest.raises(UserError, match="3 values for images of 1 channels"):
         EvalTransform(mean=[0.1, 0.2, 0.3])(batch(channels=1))
+
+
+@pytest.mark.parametrize("transform", [TrainTransform(), EvalTransform()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16])
+def test_images_that_are_no_bytes_are_refused(transform, dtype):
+    with pytest.raises(TypeError, match=f"images are {dtype}, and bytes"):
+        transform(torch.zeros(2, 3, 8, 8, dtype=dtype))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rarezoo.data import images
-from rarezoo.data.images import GalaxyImages, ImageError, asinh_stretch, collate_galaxies, read_image
+from rarezoo.data.augment import EvalTransform, TrainTransform
+from rarezoo.data.images import GalaxyImages, ImageError, asinh_stretch, read_image, read_picture
 
 
 def picture(width: int = 40, height: int = 40) -> np.ndarray:
@@ -262,6 +263,78 @@ def test_bands_of_fits_become_channels_in_order(name, tmp_path):
     assert (green > red).all()
 
 
+@pytest.mark.parametrize("n_bands", [2, 4, 5, 64])
+def test_fits_of_any_number_of_bands_becomes_as_many_channels_in_order(n_bands, tmp_path):
+    flux = galaxy_flux(n_bands)
+    fits.writeto(tmp_path / "x.fits", flux)
+    result = read_image(tmp_path / "x.fits", 40, channels=n_bands)
+    assert result.flags["C_CONTIGUOUS"]
+    np.testing.assert_array_equal(result, asinh_stretch(flux[:, ::-1]))
+    assert (np.diff(result[:, 20, 20].astype(int)) >= 0).all()
+    assert result[-1, 20, 20] > result[0, 20, 20]
+
+
+def test_bands_are_cut_and_resized_as_those_of_a_colour_image(tmp_path):
+    flux = galaxy_flux(3, side=60)
+    fits.writeto(tmp_path / "three.fits", flux)
+    fits.writeto(tmp_path / "six.fits", np.repeat(flux, 2, axis=0))
+    three, six = (read_image(tmp_path / f"{name}.fits", 24, n, 0.7) for name, n in (("three", 3), ("six", 6)))
+    np.testing.assert_array_equal(six, np.repeat(three, 2, axis=0))
+
+
+@pytest.mark.parametrize(("n_bands", "channels"), [(5, 4), (4, 5), (3, 2), (1, 2), (None, 5), (5, 1), (5, 3), (2, 3)])
+def test_file_of_another_number_of_bands_is_reported(n_bands, channels, tmp_path):
+    fits.writeto(tmp_path / "x.fits", galaxy_flux(n_bands))
+    found = reason(tmp_path / "x.fits", channels=channels)
+    assert f"has {n_bands or 1} bands; for data.channels={channels}, " in found
+
+
+@pytest.mark.parametrize(("mode", "n_bands"), [("L", 1), ("RGB", 3), ("CMYK", 4)])
+def test_picture_for_a_number_of_channels_that_only_fits_has_is_reported(mode, n_bands, tmp_path):
+    path = saved(tmp_path / "x.jpg", Image.fromarray(picture()).convert(mode))
+    assert reason(path, channels=4) == f"has {n_bands} bands; for data.channels=4, FITS with 4 is read"
+
+
+def test_batch_of_five_bands_leaves_out_what_has_fewer(tmp_path):
+    for row, n_bands in enumerate((5, 3, 5)):
+        fits.writeto(tmp_path / f"{row}.fits", galaxy_flux(n_bands))
+    images = GalaxyImages([str(tmp_path / f"{row}.fits") for row in range(3)], 16, channels=5)
+    batch = images.collate([images[row] for row in range(3)])
+    assert batch["image"].shape == (2, 5, 16, 16)
+    assert batch["row"].tolist() == [0, 2]
+    assert batch["failed"] == [(1, "has 3 bands; for data.channels=5, FITS with 5 is read")]
+
+
+@pytest.mark.parametrize(("n_bands", "shown"), [(2, (0, 1, 1)), (4, (0, 2, 3)), (5, (0, 2, 4))])
+def test_people_see_the_first_middle_and_last_band_of_many(n_bands, shown, tmp_path):
+    fits.writeto(tmp_path / "x.fits", galaxy_flux(n_bands))
+    bands = read_image(tmp_path / "x.fits", 40, n_bands)
+    np.testing.assert_array_equal(read_picture(tmp_path / "x.fits", 40), bands[list(shown)])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_people_see_a_picture_as_the_model_does(mode, tmp_path):
+    path = saved(tmp_path / "x.png", Image.fromarray(picture(60, 40)).convert(mode))
+    np.testing.assert_array_equal(read_picture(path, 24, 0.8), read_image(path, 24, 3, 0.8))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_views_and_normalisation_take_any_number_of_channels(channels):
+    mean, std = [0.1 * band for band in range(channels)], [1.0 + band for band in range(channels)]
+    images = torch.randint(0, 256, (3, channels, 16, 16), dtype=torch.uint8)
+    expected = (images / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    torch.testing.assert_close(EvalTransform(1.0, mean, std)(images), expected)
+    still = {"rotate": False, "flip": False, "zoom": (1.0, 1.0), "shift": 0.0}
+    torch.testing.assert_close(TrainTransform(**still, mean=mean, std=std)(images), expected)
+    assert TrainTransform(mean=mean, std=std)(images).shape == (3, channels, 16, 16)
+
+
+def test_the_same_file_gives_the_same_input_every_time(jpeg):
+    transform = EvalTransform(1.2, 0.3, 0.5)
+    first, second = (transform(torch.from_numpy(read_image(jpeg, 24))[None]) for _ in range(2))
+    assert torch.equal(first, second)
+
+
 def test_first_hdu_with_an_image_is_taken(tmp_path):
     table = fits.BinTableHDU.from_columns([fits.Column("x", "E", array=np.ones(3))])
     hdus = fits.HDUList([fits.PrimaryHDU(), table, fits.ImageHDU(galaxy_flux(None)), fits.ImageHDU(np.ones((4, 4)))])
@@ -297,7 +370,7 @@ def test_pixels_of_fits_without_a_value_are_black(value, tmp_path):
     ("flux", "expected"),
     [
         (np.full((10, 10), np.nan), "no finite pixel"),
-        (np.ones((5, 10, 10)), "5 bands"),
+        (np.ones((5, 10, 10)), "has 5 bands; for data.channels=3, 1 or 3 are read"),
         (np.ones((3, 3, 10, 10)), "4 dimensions"),
         (np.ones(10), "no HDU holds an image"),
     ],
@@ -376,7 +449,7 @@ def dataset(tmp_path: Path, **options) -> GalaxyImages:
 
 def test_batch_holds_what_could_be_read_and_lists_the_rest(tmp_path):
     images = dataset(tmp_path)
-    batch = collate_galaxies([images[i] for i in range(5)])
+    batch = images.collate([images[i] for i in range(5)])
     assert batch["row"].tolist() == [0, 2, 4]
     assert batch["row"].dtype == torch.int64
     assert batch["image"].dtype == torch.uint8
@@ -388,7 +461,7 @@ def test_batch_holds_what_could_be_read_and_lists_the_rest(tmp_path):
 
 def test_batch_of_failures_alone_is_empty_but_keeps_its_shape(tmp_path):
     images = dataset(tmp_path, channels=1)
-    batch = collate_galaxies([images[1], images[3]])
+    batch = images.collate([images[1], images[3]])
     assert batch["image"].shape == (0, 1, 8, 8)
     assert batch["image"].dtype == torch.uint8
     assert batch["row"].shape == (0,)
@@ -398,7 +471,7 @@ def test_batch_of_failures_alone_is_empty_but_keeps_its_shape(tmp_path):
 
 def test_subset_gives_rows_of_the_catalog(tmp_path):
     images = dataset(tmp_path, rows=np.array([4, 1, 2]))
-    batch = collate_galaxies([images[i] for i in range(3)])
+    batch = images.collate([images[i] for i in range(3)])
     assert batch["row"].tolist() == [4, 2]
     assert batch["counts"].tolist() == [[8, 9], [4, 5]]
     assert [row for row, _ in batch["failed"]] == [1]

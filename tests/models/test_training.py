@@ -1,62 +1,32 @@
 import errno
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import lightning
-import numpy as np
-import pandas as pd
 import pytest
 import torch
-import yaml
-from PIL import Image
-from timm.models import create_model
+from small_training import (
+    BATCH,
+    N_GALAXIES,
+    RUINOUS,
+    SCHEMA,
+    Diary,
+    InterruptAt,
+    assert_same_weights,
+    make_settings,
+    make_survey,
+    make_trainer,
+    prepare,
+    train,
+)
 from torch import nn
 
 from rarezoo.cli import UserError
-from rarezoo.config import TrainSettings
-from rarezoo.data.catalog import read_catalog
-from rarezoo.data.datamodule import GalaxyDataModule
-from rarezoo.data.prepare import make_datamodule
 from rarezoo.models.checkpoints import load_vote_model
-from rarezoo.models.optim import adamw, warmup_cosine
-from rarezoo.models.training import MONITOR, VoteTraining, evaluate, fit, make_training, training_callbacks
-from rarezoo.votes import Schema, expected_vote_fractions, vote_nll
-
-SCHEMA = Schema.from_tree(
-    {
-        "shape": {"answers": ["bright", "dark"], "asked_after": None},
-        "side": {"answers": ["left", "right"], "asked_after": "shape_bright"},
-    }
-)
-SIZE = 32
-CONF = Path(__file__).parents[2] / "conf"
-CHOSEN = {
-    "data": "catalog",
-    "backbone": "tiny",
-    "bottleneck": "d128",
-    "augment": "zoobot",
-    "optim": "adamw",
-    "logger": "none",
-}
-TINY = {
-    "data__catalog": "catalog.csv",
-    "data__image_size": SIZE,
-    "data__validation_share": 0.25,
-    "data__test_share": 0.2,
-    "data__workers": 0,
-    "data__max_failed_share": 0.1,
-    "backbone__name": "test_efficientnet",
-    "backbone__drop_path_rate": 0.2,
-    "bottleneck__dim": 8,
-    "augment__brightness": 0.1,
-    "optim__lr": 0.01,
-}
-N_GALAXIES = 40
-BATCH = 8
-# A learning rate at which the first epoch is the best.
-RUINOUS = 0.05
+from rarezoo.models.fitting import evaluate, fit
+from rarezoo.models.keeping import MONITOR
+from rarezoo.votes import expected_vote_fractions, vote_nll
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
@@ -66,103 +36,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def survey(tmp_path_factory) -> Path:
-    """Bright and dark squares; volunteers say which, and on which side the bright ones lie."""
-    folder = tmp_path_factory.mktemp("survey")
-    rng = np.random.default_rng(0)
-    bright, left = rng.integers(0, 2, N_GALAXIES), rng.integers(0, 2, N_GALAXIES)
-    for row in range(N_GALAXIES):
-        image = rng.integers(0, 30, (SIZE, SIZE, 3))
-        image[8:24, slice(0, 16) if left[row] else slice(16, 32)] += 200 * bright[row] + 20
-        Image.fromarray(image.astype(np.uint8)).save(folder / f"{row}.png")
-    table = pd.DataFrame({"id_str": [f"g{row}" for row in range(N_GALAXIES)]})
-    table["file_loc"] = [f"{row}.png" for row in range(N_GALAXIES)]
-    table["shape_bright"], table["shape_dark"] = 20 * bright, 20 * (1 - bright)
-    table["side_left"], table["side_right"] = 10 * bright * left, 10 * bright * (1 - left)
-    table.to_csv(folder / "catalog.csv", index=False)
-    return folder
-
-
-def make_settings(**changes) -> TrainSettings:
-    """Settings as the configuration files have them, for a tiny model; data__crop=0.5 changes data.crop."""
-    groups = {group: yaml.safe_load((CONF / group / f"{name}.yaml").read_text()) for group, name in CHOSEN.items()}
-    groups["data"] = yaml.safe_load((CONF / "data" / "_images.yaml").read_text()) | groups["data"]
-    del groups["data"]["defaults"]
-    changes = TINY | changes
-    for name, value in changes.items():
-        group, _, option = name.partition("__")
-        groups[group][option] = value
-    rest = {"name": "test", "seed": 3, "overwrite": False, "schema": SCHEMA.to_tree(), "trainer": {}}
-    return TrainSettings.model_validate(groups | rest)
-
-
-def prepare(survey: Path, **changes) -> tuple[VoteTraining, GalaxyDataModule]:
-    settings = make_settings(**changes)
-    catalog = read_catalog(survey / "catalog.csv", SCHEMA.label_cols, check_files=False)
-    data = make_datamodule(settings.data, catalog, settings.seed, batch_size=BATCH)
-    lightning.seed_everything(settings.seed, verbose=False)
-    return make_training(settings, SCHEMA, data), data
-
-
-class Diary(lightning.Callback):
-    """Losses of each epoch, and whether the final checkpoint was there before the end."""
-
-    def __init__(self, folder: Path) -> None:
-        self.losses: list[float] = []
-        self.best_was_there = False
-        self._best = folder / "best.ckpt"
-
-    def on_train_epoch_end(self, trainer, pl_module):
-        self.losses.append(float(trainer.callback_metrics[MONITOR]))
-        self.best_was_there |= self._best.exists()
-
-
-class InterruptAt(lightning.Callback):
-    """Ends a run as Ctrl-C does, in the middle of an epoch."""
-
-    def __init__(self, epoch: int, batch: int) -> None:
-        self.at = epoch, batch
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if (trainer.current_epoch, batch_idx) == self.at:
-            raise KeyboardInterrupt
-
-
-def make_trainer(folder: Path, max_epochs=2, patience=None, extra=(), **options) -> lightning.Trainer:
-    usual = {
-        "accelerator": "cpu",
-        "max_epochs": max_epochs,
-        "callbacks": [*training_callbacks(folder, patience), *extra],
-        "logger": False,
-        "enable_progress_bar": sys.stderr.isatty(),
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "gradient_clip_val": 1.0,
-        "default_root_dir": folder,
-    }
-    return lightning.Trainer(**usual | options)
-
-
-def train(survey: Path, folder: Path, resume=False, max_epochs=2, patience=None, extra=(), options=None, **changes):
-    """Losses of each epoch that was run, and the trainer."""
-    training, data = prepare(survey, **changes)
-    diary = Diary(folder)
-    trainer = make_trainer(
-        folder, patience=patience, extra=[diary, *extra], **{"max_epochs": max_epochs} | (options or {})
-    )
-    best = fit(trainer, training, data, folder, resume)
-    assert best == folder / "best.ckpt"
-    assert best.is_file()
-    return diary, trainer
-
-
-def weights(path: Path) -> dict[str, torch.Tensor]:
-    return torch.load(path, weights_only=True)["state_dict"]
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+    return make_survey(tmp_path_factory.mktemp("survey"))
 
 
 def spoil(survey: Path, folder: Path, rows) -> Path:
@@ -181,12 +55,12 @@ def unbroken(survey, tmp_path_factory):
 
 
 def test_training_lowers_the_loss_and_the_model_knows_bright_from_dark(survey, tmp_path):
-    diary, _ = train(survey, tmp_path, max_epochs=20, optim__head_dropout=0.0, backbone__drop_path_rate=0.0)
+    diary, _ = train(survey, tmp_path, max_epochs=20, head__dropout=0.0, backbone__drop_path_rate=0.0)
     assert min(diary.losses) < 0.5 * diary.losses[0]
     model = load_vote_model(tmp_path / "best.ckpt")
     _, data = prepare(survey)
     batch = next(iter(data.test_dataloader()))
-    fractions = expected_vote_fractions(model.embed(batch["image"])[1], SCHEMA)
+    fractions = expected_vote_fractions(model.embed(batch["image"]).concentrations, SCHEMA)
     assert ((fractions[:, 0] > 0.5) == (batch["counts"][:, 0] > 0)).all()
 
 
@@ -319,9 +193,9 @@ def test_some_unreadable_images_are_left_out_of_the_loss(survey):
     training.eval()
     batch = next(iter(data.val_dataloader()))
     with torch.no_grad():
-        whole = training._per_question(batch, training.model.eval_transform)
+        whole = training._predict(batch, training.model.eval_transform)[1]
         part = {**batch, "image": batch["image"][:3], "counts": batch["counts"][:3], "failed": [(0, "empty file")]}
-        kept = training._per_question(part, training.model.eval_transform)
+        kept = training._predict(part, training.model.eval_transform)[1]
     torch.testing.assert_close(kept, whole[:3])
     assert len(training.failures) == 1
 
@@ -375,17 +249,16 @@ def test_test_loss_is_that_of_the_best_checkpoint(survey, unbroken):
     model = load_vote_model(folder / "best.ckpt")
     batches = list(data.test_dataloader())
     images, counts = (torch.cat([batch[name] for batch in batches]) for name in ("image", "counts"))
-    per_question = vote_nll(model.embed(images)[1], counts, SCHEMA)
+    per_question = vote_nll(model.embed(images).concentrations, counts, SCHEMA)
     asked = (counts[:, 2:].sum(1) > 0).sum()
     assert 0 < asked < len(counts)
-    assert found == pytest.approx(
-        {
-            "test/loss": float(per_question.sum(1).mean()),
-            "test/loss_shape": float(per_question[:, 0].mean()),
-            "test/loss_side": float(per_question[:, 1].sum() / asked),
-        },
-        rel=1e-5,
-    )
+    expected = {
+        "test/loss": float(per_question.sum(1).mean()),
+        "test/loss_shape": float(per_question[:, 0].mean()),
+        "test/loss_side": float(per_question[:, 1].sum() / asked),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+    assert {"test/calibration_error", "test/coverage_90"} < found.keys()
 
 
 def test_catalog_without_a_test_split_has_no_test_loss(survey, unbroken):
@@ -403,40 +276,3 @@ def test_log_has_one_line_an_epoch(survey, tmp_path, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
     assert len(lines) == 2
     assert re.match(r"epoch 2/2: train/loss \d+\.\d+, validation/loss \d+\.\d+ \(\d+ s, at most 0 min left\)", lines[1])
-
-
-def test_biases_and_norms_do_not_decay():
-    model = create_model("test_resnet", num_classes=3)
-    optimizer = adamw(model, lr=1e-3, weight_decay=0.05)
-    decays = {id(parameter): group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
-    for name, module in model.named_modules():
-        for kind, parameter in module.named_parameters(recurse=False):
-            decaying = isinstance(module, nn.Conv2d | nn.Linear) and kind == "weight"
-            assert decays[id(parameter)] == (0.05 if decaying else 0.0), f"{name}.{kind}"
-
-
-def learning_rates(n_steps: int, warmup_share: float, lr: float = 2.0) -> list[float]:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
-    schedule = warmup_cosine(optimizer, n_steps, warmup_share)
-    rates = []
-    for _ in range(n_steps + 1):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
-    return rates
-
-
-def test_learning_rate_rises_linearly_then_falls_as_half_a_cosine():
-    rates = learning_rates(100, 0.2)
-    assert rates[:20] == pytest.approx(np.arange(1, 21) / 20 * 2.0)
-    assert rates[20] == pytest.approx(2.0)
-    assert rates[60] == pytest.approx(1.0)
-    assert rates[80] == pytest.approx(2.0 * np.sin(np.pi / 8) ** 2)
-    assert rates[100] == 0.0
-
-
-@pytest.mark.parametrize(("n_steps", "share"), [(1, 0.0), (1, 0.5), (2, 0.9), (7, 0.99), (10, 0.0)])
-def test_learning_rate_of_a_short_run_is_above_zero_at_every_step(n_steps, share):
-    rates = learning_rates(n_steps, share)
-    assert all(0 < rate <= 2.0 for rate in rates[:n_steps])
-    assert max(rates) == 2.0

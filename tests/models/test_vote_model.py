@@ -1,13 +1,16 @@
 import dataclasses
 import json
+import shutil
 
+import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rarezoo.cli import UserError
-from rarezoo.models.vote_model import ModelSpec, ScaledSigmoid, VoteModel
+from rarezoo.models.vote_model import ModelSpec, ScaledSigmoid, ShiftedSoftplus, VoteModel
 
 TREE = {
     "shape": {"answers": ["smooth", "featured", "artifact"], "asked_after": []},
@@ -32,17 +35,29 @@ def images() -> torch.Tensor:
 @pytest.mark.parametrize(("dim", "width"), [(16, 16), (1, 1), (None, 256)])
 def test_representation_is_as_wide_as_the_bottleneck_or_else_the_backbone(dim, width, images):
     model = make_model(bottleneck_dim=dim)
-    representation, concentrations = model.embed(images)
+    features, representation, concentrations = model.embed(images)
+    assert features.shape == (len(images), 256)
     assert representation.shape == (len(images), width)
     assert concentrations.shape == (len(images), N_ANSWERS)
-    assert model.representation_dim == width
+    assert (model.n_features, model.representation_dim) == (256, width)
 
 
 def test_representation_without_a_bottleneck_is_what_the_backbone_gives(images):
     model = make_model(bottleneck_dim=None)
     with torch.inference_mode():
         features = model.backbone(images.float() / 255)
-    assert torch.equal(model.embed(images)[0], features)
+    assert torch.equal(model.embed(images).representation, features)
+
+
+@pytest.mark.parametrize("dim", [16, None])
+def test_features_are_what_the_backbone_gives_before_the_bottleneck(dim, images):
+    model = make_model(bottleneck_dim=dim, bottleneck_activation="gelu")
+    inputs = model.eval_transform(images)
+    with torch.inference_mode():
+        features = model.backbone(inputs)
+        assert torch.equal(model.features(inputs), features)
+        assert torch.equal(model.represent(inputs), model.bottleneck(features))
+    assert torch.equal(model.embed(images).features, features)
 
 
 @pytest.mark.parametrize(
@@ -55,13 +70,25 @@ def test_bottleneck_is_a_linear_layer_and_its_activation(activation, function, i
     with torch.inference_mode():
         features = model.backbone(images.float() / 255)
         expected = function(features @ linear.weight.T + linear.bias)
-    torch.testing.assert_close(model.embed(images)[0], expected)
+    torch.testing.assert_close(model.embed(images).representation, expected)
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_layer_norm_of_the_bottleneck_gives_every_galaxy_mean_0_and_spread_1(activation, images):
+    model = make_model(bottleneck_norm="layer", bottleneck_activation=activation)
+    _, representation, _ = model.embed(images)
+    with torch.inference_mode():
+        linear = model.bottleneck[0](model.embed(images).features)
+    spread = (linear.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+    expected = (linear - linear.mean(1, keepdim=True)) / spread
+    expected = torch.nn.functional.gelu(expected) if activation == "gelu" else expected
+    torch.testing.assert_close(representation, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_head_is_a_linear_layer_and_a_sigmoid_between_1_and_101(images):
     model = make_model()
-    representation, concentrations = model.embed(images)
-    linear = model.head[1]
+    _, representation, concentrations = model.embed(images)
+    linear = model.head[0]
     with torch.inference_mode():
         logits = (representation @ linear.weight.T + linear.bias).double()
     torch.testing.assert_close(concentrations, (1 + 100 / (1 + torch.exp(-logits))).float())
@@ -78,8 +105,37 @@ def test_concentrations_stay_in_their_range_whatever_the_logits(logits):
     assert torch.isfinite(values.grad).all()
 
 
-def test_concentrations_are_float32_under_autocast(images):
-    model = make_model()
+@given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=50)
+def test_softplus_concentrations_are_finite_and_at_least_1_whatever_the_logits(logits):
+    values = torch.tensor(logits, requires_grad=True)
+    concentrations = ShiftedSoftplus()(values)
+    concentrations.sum().backward()
+    assert ((concentrations >= 1) & torch.isfinite(concentrations)).all()
+    assert ((values.grad >= 0) & (values.grad <= 1)).all()
+    exact = 1 + np.logaddexp(0, np.array(logits, np.float64))
+    np.testing.assert_allclose(concentrations.detach().numpy(), exact, rtol=1e-5)
+
+
+def test_softplus_still_learns_where_the_sigmoid_has_reached_its_ceiling():
+    gradients = []
+    for head in (ScaledSigmoid(), ShiftedSoftplus()):
+        logits = torch.tensor([30.0], requires_grad=True)
+        head(logits).backward()
+        gradients.append(float(logits.grad))
+    assert gradients == [pytest.approx(0, abs=1e-6), pytest.approx(1)]
+
+
+def test_head_of_the_spec_is_the_one_that_is_built(images):
+    concentrations = {name: make_model(head_activation=name).embed(images) for name in ("sigmoid", "softplus")}
+    logits = (concentrations["sigmoid"].concentrations - 1) / 100
+    expected = 1 + torch.nn.functional.softplus(torch.logit(logits))
+    torch.testing.assert_close(concentrations["softplus"].concentrations, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("head_activation", ["sigmoid", "softplus"])
+def test_concentrations_are_float32_under_autocast(head_activation, images):
+    model = make_model(head_activation=head_activation)
     inputs = model.eval_transform(images)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         representation, concentrations = model.represent(inputs), model(inputs)
@@ -87,14 +143,13 @@ def test_concentrations_are_float32_under_autocast(images):
     assert concentrations.dtype == torch.float32
     # Of 8 bits, as bfloat16 has them, there would be at most 256 values between 1 and 101.
     assert not torch.equal(concentrations, concentrations.bfloat16().float())
-    torch.testing.assert_close(concentrations, model.embed(images)[1], rtol=0.1, atol=1.0)
+    torch.testing.assert_close(concentrations, model.embed(images).concentrations, rtol=0.1, atol=1.0)
 
 
 def test_embedding_is_the_same_every_time_though_training_is_random(images):
     model = make_model(head_dropout=0.5, drop_path_rate=0.3)
     first, second = model.embed(images), model.embed(images)
-    assert torch.equal(first[0], second[0])
-    assert torch.equal(first[1], second[1])
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
     model.train()
     inputs = model.eval_transform(images)
     assert not torch.equal(model(inputs), model(inputs))
@@ -102,8 +157,8 @@ def test_embedding_is_the_same_every_time_though_training_is_random(images):
 
 def test_embedding_does_not_depend_on_the_other_images_of_the_batch(images):
     model = make_model()
-    together = model.embed(images)[0]
-    alone = torch.cat([model.embed(image[None])[0] for image in images])
+    together = model.embed(images).representation
+    alone = torch.cat([model.embed(image[None]).representation for image in images])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -124,9 +179,9 @@ def test_embedding_is_of_the_transformed_image(images):
     model = make_model(zoom=1.25, mean=0.25, std=0.5)
     with torch.inference_mode():
         expected = model.represent(model.eval_transform(images))
-    assert torch.equal(model.embed(images)[0], expected)
+    assert torch.equal(model.embed(images).representation, expected)
     assert model.eval_transform.settings == {"zoom": 1.25, "mean": 0.25, "std": 0.5}
-    assert not torch.allclose(expected, make_model().embed(images)[0], atol=1e-3)
+    assert not torch.allclose(expected, make_model().embed(images).representation, atol=1e-3)
 
 
 @pytest.mark.parametrize("backbone", ["test_efficientnet", "test_resnet"])
@@ -151,12 +206,78 @@ def test_building_a_model_does_not_touch_its_running_statistics():
 
 
 @pytest.mark.parametrize(
-    ("name", "size"),
-    [("test_maxvit", 64), ("maxvit_tiny_rw_224", 96), ("test_coatnet", 33), ("vit_tiny_patch16_224", 96)],
+    ("name", "size", "sides"),
+    [
+        ("test_maxvit", 64, "160, 320, 480"),
+        ("maxvit_tiny_rw_224", 424, "224, 448, 672"),
+        ("test_coatnet", 33, "160"),
+        ("vit_tiny_patch16_224", 96, "224"),
+    ],
 )
-def test_backbone_that_does_not_take_the_image_size_is_refused_by_name(name, size):
-    with pytest.raises(UserError, match=rf"backbone\.name={name} does not take images of {size} x {size} .*image_size"):
+def test_backbone_that_does_not_take_the_image_size_is_refused_with_sizes_that_it_takes(name, size, sides):
+    refused = rf"backbone\.name={name} does not take images of {size} x {size} .*data\.image_size: {sides}\.$"
+    with pytest.raises(UserError, match=refused):
         make_model(backbone=name, image_size=size)
+    assert make_model(backbone=name, image_size=int(sides.split(",")[0])).representation_dim == 16
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_model_takes_any_number_of_channels(channels):
+    mean = [0.1 * band for band in range(channels)]
+    images = torch.randint(0, 256, (2, channels, SIZE, SIZE), dtype=torch.uint8)
+    model = make_model(channels=channels, mean=mean)
+    one, other = model.embed(images), model.embed(images.roll(1, dims=1))
+    assert torch.isfinite(one.representation).all()
+    assert channels == 1 or not torch.allclose(one.representation, other.representation)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(7)
+    timm.models.save_for_hf(
+        timm.create_model("test_convnext", num_classes=0, head_norm_first=True), tmp_path / "encoder"
+    )
+    return tmp_path / "encoder"
+
+
+def test_model_of_a_folder_is_built_again_without_it(folder, images, capfd):
+    model = make_model(backbone=str(folder))
+    assert "note: backbone.weights=null: random weights. backbone.weights=timm takes those of" in capfd.readouterr().err
+    assert (model.spec.backbone, model.spec.architecture) == (str(folder), "test_convnext")
+    shutil.rmtree(folder)
+    again = VoteModel(ModelSpec(**json.loads(json.dumps(model.spec.to_dict())))).eval()
+    again.load_state_dict(model.state_dict())
+    assert all(torch.equal(*pair) for pair in zip(model.embed(images), again.embed(images), strict=True))
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "noted"),
+    [(0.0, 1.0, True), (0.5, 0.5, False), ([0.5, 0.5, 0.5], 0.5, False), ([0.5, 0.5, 0.4], 0.5, True)],
+)
+def test_weights_are_reported_and_another_normalisation_than_theirs_is_noted(mean, std, noted, folder, capfd):
+    torch.manual_seed(0)
+    spec = ModelSpec(TREE, str(folder), 16, image_size=SIZE, mean=mean, std=std)
+    model = VoteModel(spec, "timm")
+    said = capfd.readouterr().err
+    assert said.startswith(model.loaded_weights.describe())
+    assert ("note: these weights were made on images with mean=[0.5, 0.5, 0.5]" in said) == noted
+
+
+def test_model_of_random_weights_has_no_report_of_them(capfd):
+    assert make_model().loaded_weights is None
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "near"),
+    [("bottleneck_norm", "layers", "layer"), ("head_activation", "soft_plus", "softplus")],
+)
+def test_unknown_choice_is_refused_with_the_near_match(option, value, near):
+    with pytest.raises(
+        UserError, match=rf"{option.replace('_', '.')}='{value}' does not exist\. Did you mean '{near}'"
+    ):
+        make_model(**{option: value})
 
 
 def test_unknown_activation_is_refused_with_the_near_match():

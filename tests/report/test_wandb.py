@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from rarezoo.provenance import git_commit
 from rarezoo.report import wandb as tracking
-from rarezoo.report.wandb import lightning_logger, resolve_mode, tracked_run
+from rarezoo.report.wandb import lightning_loggers, resolve_mode, tracked_run
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 
@@ -38,10 +39,10 @@ def in_a_process(code, folder):
 def test_disabled_does_nothing_and_does_not_import_wandb(nobody):
     done = in_a_process(
         "import sys\n"
-        "from rarezoo.report.wandb import lightning_logger, tracked_run\n"
+        "from rarezoo.report.wandb import tracked_run\n"
         "with tracked_run('disabled', 'rarezoo', folder=folder) as run:\n"
         "    run.log({'loss': 1.0}); run.log_images({'a': b'no image'}); run.summary({'n': 1})\n"
-        "    assert lightning_logger(run) is None and run.mode == 'disabled'\n"
+        "    run.log_model(folder, 'model'); assert run.mode == 'disabled'\n"
         "assert 'wandb' not in sys.modules\n",
         nobody,
     )
@@ -57,7 +58,7 @@ from rarezoo.report.wandb import tracked_run
 stream = io.BytesIO()
 Image.new("RGB", (8, 8), "red").save(stream, "PNG")
 Path("map.png").write_bytes(stream.getvalue())
-with tracked_run("auto", "rarezoo", folder=folder / "run", name="first", group="g", config={"lr": 0.1}) as run:
+with tracked_run("auto", "rarezoo", folder=folder / "run", group="first", config={"lr": 0.1}) as run:
     assert run.mode == "offline"
     run.log({"recall_of_planted": 0.25})
     run.log_images({"map": Path("map.png"), "sizes": stream.getvalue()})
@@ -79,7 +80,9 @@ def test_auto_without_a_key_keeps_a_finished_offline_run_and_is_silent(nobody):
 
 def test_lightnings_metrics_go_to_the_same_run(nobody):
     with tracked_run("offline", "rarezoo", folder=nobody) as run:
-        lightning_logger(run).log_metrics({"validation_loss": 3.5}, step=4)
+        for logger in lightning_loggers(run, nobody):
+            logger.log_metrics({"validation_loss": 3.5}, step=4)
+            logger.save()
         run.log({"recall_of_planted": 0.25})
     # wandb's own process writes the last of an offline run after finish() has returned, and is done when it ends.
     sys.modules["wandb"].teardown()
@@ -87,6 +90,14 @@ def test_lightnings_metrics_go_to_the_same_run(nobody):
     content = record.read_bytes()
     for written in (b"validation_loss", b"trainer/global_step", b"recall_of_planted"):
         assert written in content
+    table = pd.read_csv(nobody / "metrics" / "version_0" / "metrics.csv")
+    assert table.to_dict("records") == [{"step": 4, "validation_loss": 3.5}]
+
+
+@pytest.mark.parametrize(("csv", "written"), [(True, ["CSVLogger"]), (False, [])])
+def test_metrics_go_to_a_file_or_nowhere_where_tracking_is_disabled(nobody, csv, written):
+    with tracked_run("disabled", "rarezoo", folder=nobody, csv=csv) as run:
+        assert [type(logger).__name__ for logger in lightning_loggers(run, nobody)] == written
 
 
 def test_a_server_that_does_not_answer_costs_one_line_and_the_run_goes_on_offline(nobody, monkeypatch):
@@ -142,12 +153,15 @@ class FakeRun:
     """Stands for a run of wandb, to see how it is ended and what its failures do."""
 
     def __init__(self, failing=False):
-        self.exit_codes, self.failing, self.rows = [], failing, []
+        self.exit_codes, self.failing, self.rows, self.artifacts = [], failing, [], []
 
     def log(self, row):
         if self.failing:
             raise RuntimeError("the disk is full\nand more")
         self.rows.append(row)
+
+    def log_artifact(self, path, name, type):
+        self.artifacts.append((path, name, type))
 
     def finish(self, exit_code):
         self.exit_codes.append(exit_code)
@@ -190,5 +204,58 @@ def test_a_folder_that_cannot_be_written_disables_tracking_with_one_line(nobody,
     monkeypatch.setattr(tracking, "_warn", said.append)
     with tracked_run("offline", "rarezoo", folder=nobody / "file") as run:
         assert run.mode == "disabled"
-        assert lightning_logger(run) is None
+        assert len(lightning_loggers(run, nobody)) == 1
     assert len(said) == 1
+
+
+@pytest.fixture
+def started(nobody, monkeypatch):
+    """What wandb.init is called with, in turn."""
+    calls = []
+    monkeypatch.setattr(tracking, "_init", lambda mode, seconds, arguments: calls.append(arguments) or FakeRun())
+    return calls
+
+
+def about(folder, **options):
+    folder.mkdir(parents=True, exist_ok=True)
+    with tracked_run("offline", "rarezoo", folder=folder, group="mine", job_type="train", **options):
+        pass
+
+
+def test_a_run_on_its_own_has_the_name_of_the_stages_that_belong_together(nobody, started):
+    about(nobody / "train")
+    assert [(each["group"], each["name"]) for each in started] == [("mine", "mine")]
+
+
+def test_jobs_of_a_sweep_are_named_by_the_options_in_which_they_differ(nobody, started):
+    sweep = nobody / "train-sweep"
+    sweep.mkdir()
+    swept = "hydra: {overrides: {task: [backbone=tiny, 'trainer.devices=[0,1]', 'seed=0,1', optim.lr=1]}}"
+    (sweep / "multirun.yaml").write_text(swept)
+    for seed in (0, 1):
+        about(sweep / f"backbone=tiny,optim.lr=1,optim.lr=10,seed={seed},trainer.devices=[0,1]")
+    about(sweep / "backbone=tiny,optim.lr=1")
+    about(sweep / f"{'a' * 200}1")
+    about(sweep / f"{'a' * 200}2")
+    assert {each["group"] for each in started} == {"mine/train-sweep"}
+    names = [each["name"] for each in started]
+    assert names[:3] == ["optim.lr=10,seed=0", "optim.lr=10,seed=1", "backbone=tiny,optim.lr=1"]
+    assert len(set(names)) == 5
+    assert max(map(len, names)) == 128
+
+
+def test_settings_are_kept_by_dotted_name_with_the_commit(nobody, started):
+    about(nobody, config={"optim": {"lr": 0.1, "zoom": [0.7, 0.8], "inner": {"a": None}}, "seed": 3})
+    (config,) = (each["config"] for each in started)
+    commit = config.pop("git_commit")
+    assert config == {"optim.lr": 0.1, "optim.zoom": [0.7, 0.8], "optim.inner.a": None, "seed": 3}
+    assert commit == git_commit()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_model_is_kept_as_an_artifact_only_on_request(nobody, monkeypatch, asked):
+    fake = FakeRun()
+    monkeypatch.setattr(tracking, "_init", lambda *arguments: fake)
+    with tracked_run("offline", "rarezoo", folder=nobody, log_model=asked) as run:
+        run.log_model(nobody / "best.ckpt", "mine/seed=0")
+    assert fake.artifacts == ([(str(nobody / "best.ckpt"), "mine-seed-0", "model")] if asked else [])

@@ -1,11 +1,15 @@
 """The scripts as a user runs them: in processes of their own, on a survey small enough for seconds."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 REPO = Path(__file__).parents[2]
 
@@ -27,6 +31,32 @@ CLUSTER = (
 )
 SMALL = {"train.py": (*SURVEY, *TRAIN), "embed.py": (*SURVEY, *EMBED), "cluster.py": CLUSTER}
 
+# The catalog of write_rings: for tests that are about how runs are started and kept, not about what they learn.
+RINGS = (
+    "data=catalog",
+    "data.catalog=rings.csv",
+    "data.image_size=32",
+    "data.workers=0",
+    "data.batch_size=8",
+    "data.validation_share=0.2",
+    "data.test_share=0.2",
+    "schema=from_file",
+    "schema.path=rings.yaml",
+    "backbone=tiny",
+    "trainer.max_epochs=1",
+)
+
+
+def write_rings(folder):
+    """Write rings.csv and rings.yaml, 32 galaxies and one question, into a folder."""
+    rng = np.random.default_rng(0)
+    rows = ["id_str,file_loc,ring_yes,ring_no"]
+    for index in range(32):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{index}.jpg")
+        rows.append(f"g{index},{index}.jpg,{index % 4},{3 - index % 4}")
+    (folder / "rings.csv").write_text("\n".join(rows) + "\n")
+    (folder / "rings.yaml").write_text("ring: {answers: ['yes', 'no']}\n")
+
 
 def environment():
     return {**os.environ, "WANDB_MODE": "disabled", "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
@@ -43,6 +73,41 @@ def run(folder, script, *options, small=True, check=True):
     if check:
         assert done.returncode == 0, done.stderr
     return done
+
+
+# Imports torch once for many commands, where that is what takes the time.
+EACH_IN_TURN = """
+import contextlib, io, json, os, runpy, sys, traceback
+from hydra.core.global_hydra import GlobalHydra
+for folder, *sys.argv in json.loads(sys.stdin.read()):
+    os.chdir(folder)
+    status, said = 0, io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code
+        except BaseException:
+            status = 1
+            traceback.print_exc()
+    GlobalHydra.instance().clear()
+    print(json.dumps([status, said.getvalue()]), file=sys.__stdout__)
+"""
+
+
+def run_in_turn(commands):
+    """Run several (folder, script, *options) in one process; exit status and standard error of each."""
+    given = json.dumps([[str(folder), str(REPO / script), *options] for folder, script, *options in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", EACH_IN_TURN],
+        input=given,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines() if line.startswith("[")]
 
 
 def interrupt_at(folder, marker, script, *options, with_signal=signal.SIGINT):

@@ -1,24 +1,32 @@
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from small_scripts import REPO, run
+from PIL import Image
+from small_scripts import REPO, SMALL, run_in_turn
 
 from rarezoo.clustering.settings import ClusterSettings
-from rarezoo.config import EmbedSettings, TrainSettings, validated
+from rarezoo.config import EmbedSettings, validated
+from rarezoo.models.settings import TrainSettings
 from rarezoo.votes.schema import resolve_schema
 
 CONF = REPO / "conf"
 COMMANDS = {"train": TrainSettings, "embed": EmbedSettings, "cluster": ClusterSettings}
-GROUPS = sorted(
-    f"{path.parent.name}={path.stem}"
-    for path in CONF.glob("*/*.yaml")
-    if path.parent.name != "experiment" and not path.stem.startswith("_")
-)
-# Values that a file of its own leaves to the user.
+GROUPS = {
+    group.name: sorted(path.stem for path in group.glob("*.yaml") if not path.stem.startswith("_"))
+    for group in sorted(CONF.iterdir())
+    if group.is_dir() and group.name not in ("experiment", "hydra")
+}
+EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
+LAUNCHERS = sorted(path.stem for path in CONF.glob("hydra/launcher/*.yaml"))
+# Values that a file leaves to the user, or that another option has to have with it.
 GIVEN = {
-    "data": "data.catalog=galaxies.csv",
-    "schema": "schema.path=tree.yaml",
-    "experiment": "data.catalog=galaxies.csv",
+    "data=catalog": ["data.catalog=galaxies.csv"],
+    "experiment=paper": ["data.catalog=galaxies.csv"],
+    "retrain=head": ["backbone.weights=encoder.pt"],
+    "retrain=last_blocks": ["backbone.weights=encoder.pt"],
+    "schema=from_file": ["schema.path=tree.yaml"],
+    "trainer=slurm": ["trainer.num_nodes=2", "trainer.devices=4"],
 }
 
 OWN_TREE = "ring: {answers: ['yes', 'no']}\n"
@@ -27,21 +35,57 @@ OWN_CATALOG = (
     "data.catalog=galaxies.csv",
     "schema=from_file",
     "schema.path=tree.yaml",
+    "data.image_size=32",
     "backbone=tiny",
 )
 
 
-def composed(command, *overrides):
+@pytest.fixture(scope="module", autouse=True)
+def hydra_at_hand():
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return OmegaConf.to_container(compose(command, list(overrides)), resolve=True)
+        yield
+
+
+def composed(command, *overrides):
+    return OmegaConf.to_container(compose(command, list(overrides)), resolve=True)
+
+
+def rounds_of_choices():
+    """Commands, and one choice of each group at a time, so that every choice has its turn with every command.
+
+    A composition takes long: as many as the largest group has files, rather than one for each file. The trees of
+    training are the largest group by far, and no other command reads them.
+    """
+    for command in COMMANDS:
+        groups = {name: files for name, files in GROUPS.items() if command == "train" or name != "schema"}
+        for turn in range(max(map(len, groups.values()))):
+            choices = [f"{name}={files[turn % len(files)]}" for name, files in groups.items()]
+            yield pytest.param(command, choices, id=f"{command}-{turn}")
+
+
+@pytest.mark.parametrize(("command", "choices"), rounds_of_choices())
+def test_every_choice_of_every_group_composes_into_valid_settings(command, choices):
+    needed = [override for choice in choices for override in GIVEN.get(choice, [])]
+    settings = validated(COMMANDS[command], composed(command, *choices, *needed), f"{command}.py")
+    if command == "train" and "schema=from_file" not in choices:
+        assert resolve_schema(settings.tree).label_cols
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("choice", [*GROUPS, "experiment=demo", "experiment=paper"])
-def test_every_choice_of_every_group_composes_into_valid_settings(command, choice):
-    group = choice.split("=")[0]
-    needed = [GIVEN[group]] if choice in ("data=catalog", "schema=from_file", "experiment=paper") else []
-    validated(COMMANDS[command], composed(command, choice, *needed), f"{command}.py")
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_into_valid_settings(command, name):
+    choice = f"experiment={name}"
+    validated(COMMANDS[command], composed(command, choice, *GIVEN.get(choice, [])), f"{command}.py")
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_every_launcher_of_ours_changes_options_that_its_plugin_has(name):
+    config = compose("train", [f"hydra/launcher={name}"], return_hydra_config=True)
+    own = yaml.safe_load((CONF / "hydra/launcher" / f"{name}.yaml").read_text())
+    (plugin,) = (base for base in own.pop("defaults") if base != "_self_")
+    offered = compose("train", [f"hydra/launcher={plugin}"], return_hydra_config=True).hydra.launcher
+    assert own.keys() <= offered.keys()
+    assert own.items() <= OmegaConf.to_container(config.hydra.launcher).items()
 
 
 def test_paper_settings_are_those_of_the_paper():
@@ -56,82 +100,77 @@ def test_paper_settings_are_those_of_the_paper():
     assert {name: cut["below"] for name, cut in cuts.items()} == {"smooth": 0.5, "edge_on": 0.3, "artifact": 0.3}
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "schema").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_schema_of_the_group_is_a_decision_tree(path):
-    if path.stem != "from_file":
-        assert resolve_schema(composed("train", f"schema={path.stem}")["schema"]).label_cols
-
-
 def test_outputs_of_the_stages_follow_the_name():
     config = composed("cluster", "name=mine")
     assert config["embeddings"] == "outputs/mine/embed/embeddings.h5"
     assert config["checkpoint"] == "outputs/mine/train/best.ckpt"
 
 
-@pytest.mark.script
-@pytest.mark.parametrize(
-    ("script", "option", "shown"),
-    [
-        ("train.py", "optm.lr=1", "Did you mean 'optim.lr'"),
-        ("train.py", "backbone=efficentnet_b0", "Did you mean 'efficientnet_b0'"),
-        ("train.py", "experiment=dmo", "Did you mean 'demo'"),
-        ("train.py", "optim.lr=-1", "optim.lr=-1: input should be greater than 0"),
-        ("train.py", "data.n_galaxies=many", "data.n_galaxies='many'"),
-        ("train.py", "data.validation_share=0.9", "validation_share"),
-        ("train.py", "backbone.name=resnet81", "timm has no 'resnet81'"),
-        ("embed.py", "checkpoint=none.ckpt", "checkpoint=none.ckpt: there is no such file. Run train.py first"),
-        ("embed.py", "embedding.dtype=float8", "embedding.dtype='float8'"),
-        ("cluster.py", "embeddings=none.h5", "embeddings=none.h5: there is no such file. Run embed.py first"),
-        ("cluster.py", "tree.method=leafs", "tree.method='leafs'"),
-        ("cluster.py", "+tree.min_sample=3", "Did you mean 'min_samples'"),
-    ],
-)
-def test_a_wrong_option_is_named_with_the_fix(tmp_path, script, option, shown):
-    extra = ("data.validation_share=0.5", "data.test_share=0.6") if option.startswith("data.validation") else (option,)
-    done = run(tmp_path, script, *extra, check=False)
-    assert done.returncode == 2, done.stderr
-    assert shown in done.stderr
-    assert "Traceback" not in done.stderr
+WRONG_OPTIONS = [
+    ("train.py", "optm.lr=1", "Did you mean 'optim.lr'"),
+    ("train.py", "backbone=efficentnet_b0", "Did you mean 'efficientnet_b0'"),
+    ("train.py", "experiment=dmo", "Did you mean 'demo'"),
+    ("train.py", "optim.lr=-1", "optim.lr=-1: input should be greater than 0"),
+    ("train.py", "data.n_galaxies=many", "data.n_galaxies='many'"),
+    ("train.py", "data.validation_share=0.9", "validation_share"),
+    ("train.py", "backbone.name=resnet81", "timm has no 'resnet81'"),
+    ("embed.py", "checkpoint=none.ckpt", "checkpoint=none.ckpt: there is no such file. Run train.py first"),
+    ("embed.py", "embedding.dtype=float8", "embedding.dtype='float8'"),
+    ("cluster.py", "embeddings=none.h5", "embeddings=none.h5: there is no such file. Run embed.py first"),
+    ("cluster.py", "tree.method=leafs", "tree.method='leafs'"),
+    ("cluster.py", "+tree.min_sample=3", "Did you mean 'min_samples'"),
+]
+BAD_CATALOGS = {
+    "misspelt column": ("id_str,file_lc\na,a.jpg\n", "'file_loc' (did you mean 'file_lc'?)"),
+    "empty": ("id_str,file_loc,ring_yes,ring_no\n", "the catalog has no rows"),
+    "duplicate id": ("id_str,file_loc,ring_yes,ring_no\na,a.jpg,1,2\na,a.jpg,1,2\n", "duplicate"),
+    "negative votes": ("id_str,file_loc,ring_yes,ring_no\na,a.jpg,-1,2\n", "ring_yes"),
+    "one galaxy": ("id_str,file_loc,ring_yes,ring_no\na,a.jpg,1,2\n", "split"),
+}
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """What each of these commands ended with and said: option or name of the catalog -> (status, standard error)."""
+    commands = {}
+    for script, option, _ in WRONG_OPTIONS:
+        extra = ("data.validation_share=0.5", "data.test_share=0.6") if "validation_share" in option else (option,)
+        commands[option] = (tmp_path_factory.mktemp("option"), script, *SMALL[script], *extra)
+    for name, (content, _) in BAD_CATALOGS.items():
+        folder = tmp_path_factory.mktemp("catalog")
+        (folder / "galaxies.csv").write_text(content)
+        (folder / "tree.yaml").write_text(OWN_TREE)
+        Image.new("RGB", (32, 32)).save(folder / "a.jpg")
+        commands[name] = (folder, "train.py", *OWN_CATALOG)
+    (in_the_way := tmp_path_factory.mktemp("file") / "outputs").write_text("a file")
+    commands["outputs is a file"] = (in_the_way.parent, "cluster.py", *SMALL["cluster.py"])
+    ends = dict(zip(commands, run_in_turn(commands.values()), strict=True))
+    assert not [path for folder, *_ in commands.values() for path in folder.rglob("*.ckpt")]
+    return ends
 
 
 @pytest.mark.script
-@pytest.mark.parametrize(
-    ("content", "shown"),
-    [
-        ("id_str,file_lc\na,a.jpg\n", "'file_loc' (did you mean 'file_lc'?)"),
-        ("id_str,file_loc,ring_yes,ring_no\n", "the catalog has no rows"),
-        ("id_str,file_loc,ring_yes,ring_no\na,a.jpg,1,2\na,a.jpg,1,2\n", "duplicate"),
-        ("id_str,file_loc,ring_yes,ring_no\na,a.jpg,-1,2\n", "ring_yes"),
-    ],
-    ids=["misspelt column", "empty", "duplicate id", "negative votes"],
-)
-def test_a_bad_catalog_is_refused_before_any_training(tmp_path, content, shown):
-    (tmp_path / "galaxies.csv").write_text(content)
-    (tmp_path / "tree.yaml").write_text(OWN_TREE)
-    done = run(tmp_path, "train.py", *OWN_CATALOG, small=False, check=False)
-    assert done.returncode == 2, done.stderr
-    assert shown in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.rglob("*.ckpt"))
+@pytest.mark.parametrize(("option", "shown"), [wrong[1:] for wrong in WRONG_OPTIONS])
+def test_a_wrong_option_is_named_with_the_fix(refused, option, shown):
+    status, said = refused[option]
+    assert status == 2, said
+    assert shown in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.script
-def test_a_catalog_of_one_galaxy_is_refused_with_what_to_do(tmp_path):
-    from PIL import Image
-
-    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
-    (tmp_path / "galaxies.csv").write_text("id_str,file_loc,ring_yes,ring_no\na,a.jpg,1,2\n")
-    (tmp_path / "tree.yaml").write_text(OWN_TREE)
-    done = run(tmp_path, "train.py", *OWN_CATALOG, "data.image_size=32", small=False, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "split" in done.stderr
+@pytest.mark.parametrize("name", BAD_CATALOGS)
+def test_a_bad_catalog_is_refused_before_any_training(refused, name):
+    status, said = refused[name]
+    assert status == 2, said
+    assert BAD_CATALOGS[name][1] in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.script
-def test_an_output_folder_that_is_a_file_is_named(tmp_path):
-    (tmp_path / "outputs").write_text("a file")
-    done = run(tmp_path, "cluster.py", check=False)
-    assert done.returncode == 2, done.stderr
-    assert "outputs" in done.stderr
-    assert "Choose another folder with output_dir=..." in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_output_folder_that_is_a_file_is_named(refused):
+    status, said = refused["outputs is a file"]
+    assert status == 2, said
+    assert "outputs" in said
+    assert "Choose another folder with output_dir=..." in said
+    assert "Traceback" not in said

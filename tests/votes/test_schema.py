@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,6 +27,40 @@ def test_probability_of_being_asked_is_the_product_along_the_parents():
     torch.testing.assert_close(schema.p_asked(fractions), torch.tensor([[1.0, 0.7, 0.28, 0.9]]))
 
 
+def test_several_parents_of_different_questions_are_independent_ways_to_be_asked():
+    tree = {
+        "a": {"answers": ["yes", "no"]},
+        "b": {"answers": ["yes", "no"]},
+        "c": {"answers": ["yes", "no"], "asked_after": ["a_yes", "b_yes"]},
+    }
+    asked = Schema.from_tree(tree).p_asked(torch.tensor([0.4, 0.6, 0.3, 0.7, 0.5, 0.5]))
+    torch.testing.assert_close(asked, torch.tensor([1.0, 1.0, 1 - 0.6 * 0.7]))
+
+
+def test_probability_of_being_asked_takes_any_leading_dimensions():
+    schema = Schema.from_tree(TREE)
+    fractions = torch.rand(3, 4, 9)
+    torch.testing.assert_close(schema.p_asked(fractions)[2], schema.p_asked(fractions[2]))
+
+
+def test_a_small_probability_of_being_asked_keeps_its_digits():
+    fractions = torch.full((1, 9), 0.5)
+    fractions[0, 1] = 1e-9
+    assert Schema.from_tree(TREE).p_asked(fractions)[0, 1] == pytest.approx(1e-9, rel=1e-6)
+
+
+def test_each_answer_knows_its_question():
+    assert Schema.from_tree(TREE).question_of().tolist() == [0, 0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_copy_carries_the_questions_alone():
+    schema = Schema.from_tree(TREE)
+    schema.question_of()
+    copied = pickle.loads(pickle.dumps(schema))
+    assert copied == schema
+    assert set(vars(copied)) == {"questions"}
+
+
 def test_a_child_listed_before_its_parent_is_read_alike():
     turned = Schema.from_tree(dict(reversed(TREE.items())))
     assert set(turned.label_cols) == set(Schema.from_tree(TREE).label_cols)
@@ -34,12 +70,6 @@ def test_a_child_listed_before_its_parent_is_read_alike():
 def test_tree_survives_writing_and_reading():
     schema = Schema.from_tree(TREE)
     assert Schema.from_tree(schema.to_tree()) == schema
-
-
-@pytest.mark.parametrize("name", ["decals_dr5", "desi"])
-def test_decals_trees_have_the_published_size(name):
-    schema = load_schema(name)
-    assert (len(schema.questions), len(schema.label_cols)) == (10, 34)
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,8 @@ class _Normalised(nn.Module):
         self._normalisation = {"mean": _plain(mean), "std": _plain(std)}
 
     def _to_unit(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            raise TypeError(f"images are {images.dtype}, and bytes (uint8) from 0 to 255 are expected")
         if max(self.mean.shape[1], self.std.shape[1]) not in (1, images.shape[1]):
             raise UserError(
                 f"backbone.mean, backbone.std: {max(self.mean.shape[1], self.std.shape[1])} values for images of "

@@ -237,6 +237,8 @@ def _check_votes(
         faults[-1] += "\nVote columns hold numbers of votes >= 0. "
         if "fractional" in kinds:
             faults[-1] += "Fractional (debiased) votes are accepted with data.fractional_votes=true. "
+        if "missing" in kinds:
+            faults[-1] += "Write 0 where a question was not asked. "
         faults[-1] += "Repair the rows, or drop them with data.on_bad_votes=drop."
     return counts, bad_rows, faults
 

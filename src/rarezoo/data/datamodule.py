@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Sampler
 
 from rarezoo.cli import UserError
+from rarezoo.data.batches import EpochBatches, ResumableLoader
 from rarezoo.data.catalog import Catalog, split_by_id
-from rarezoo.data.images import GalaxyBatch, GalaxyImages, collate_galaxies
+from rarezoo.data.images import GalaxyImages
 
 _MAX_WORKERS = 16
 # Below this many images the start of worker processes takes longer than decoding does.
@@ -67,31 +67,8 @@ class FailureLog:
         )
 
 
-class SeededShuffle(Sampler[int]):
-    """Order of an epoch that depends on the seed and the epoch alone, so that a resumed run goes on as it would have.
-
-    Lightning calls `set_epoch`.
-    """
-
-    def __init__(self, n_items: int, seed: int) -> None:
-        self._n_items = n_items
-        self._seed = seed
-        self._epoch = 0
-
-    def __len__(self) -> int:
-        return self._n_items
-
-    def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng((self._seed, self._epoch)).permutation(self._n_items)
-        return iter(order.tolist())
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of that epoch."""
-        self._epoch = epoch
-
-
 class GalaxyDataModule(lightning.LightningDataModule):
-    """Loaders of the images of a catalog; batches are those of `collate_galaxies`.
+    """Loaders of the images of a catalog; batches are those of `GalaxyImages.collate`.
 
     Parameters
     ----------
@@ -133,6 +110,8 @@ class GalaxyDataModule(lightning.LightningDataModule):
         self._workers = workers
         self._shares = {"validation": validation_share, "test": test_share}
         self._seed = seed
+        self._train_loader: ResumableLoader | None = None
+        self._broken_off: dict[str, Any] | None = None
         self.split = split_by_id(catalog.ids, validation_share, test_share, seed)
 
     def rows(self, split: str) -> NDArray[np.int64]:
@@ -145,8 +124,9 @@ class GalaxyDataModule(lightning.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Refuse a split that is too small for what is asked."""
+        n_ranks = self.trainer.world_size if self.trainer else 1
         needed = {
-            "fit": {"train": _MIN_TRAIN, "validation": 1},
+            "fit": {"train": _MIN_TRAIN * n_ranks, "validation": 1},
             "validate": {"validation": 1},
             "test": {"test": 1},
         }.get(stage, {})
@@ -164,35 +144,51 @@ class GalaxyDataModule(lightning.LightningDataModule):
             return "Lower the shares, give more galaxies, or try another seed=..."
         return f"Raise data.{split}_share, give more galaxies, or try another seed=..."
 
-    def train_dataloader(self) -> DataLoader[GalaxyBatch]:
+    def train_dataloader(self) -> ResumableLoader:
         """Shuffled anew each epoch; the last, smaller batch is left out unless it is the only one."""
-        return self._loader(self.rows("train"), shuffle=True)
+        self._train_loader = self._loader(self.rows("train"), shuffle=True)
+        if self._broken_off:
+            self._train_loader.load_state_dict(self._broken_off)
+            self._broken_off = None
+        return self._train_loader
 
-    def val_dataloader(self) -> DataLoader[GalaxyBatch]:
+    def val_dataloader(self) -> ResumableLoader:
         """All of the validation split, in catalog order."""
         return self._loader(self.rows("validation"))
 
-    def test_dataloader(self) -> DataLoader[GalaxyBatch]:
+    def test_dataloader(self) -> ResumableLoader:
         """All of the test split, in catalog order."""
         return self._loader(self.rows("test"))
 
-    def predict_dataloader(self) -> DataLoader[GalaxyBatch]:
+    def state_dict(self) -> dict[str, Any]:
+        """Size of the batches, which may have been found rather than given, and how many training has read."""
+        reading = self._train_loader.state_dict() if self._train_loader else None
+        return {"batch_size": self.batch_size, "train_loader": reading}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as an interrupted run would have.
+
+        Lightning restores the state of a loader too, but has made the loader by then, to count its steps.
+        """
+        self.batch_size = int(state["batch_size"])
+        self._broken_off = state["train_loader"]
+
+    def predict_dataloader(self) -> ResumableLoader:
         """All rows, in catalog order."""
         return self._loader(np.arange(len(self.catalog)))
 
-    def _loader(self, rows: NDArray[np.int64], shuffle: bool = False) -> DataLoader[GalaxyBatch]:
+    def _loader(self, rows: NDArray[np.int64], shuffle: bool = False) -> ResumableLoader:
         catalog = self.catalog
         images = GalaxyImages(catalog.files, self.size, self.channels, catalog.counts, rows, self.crop)
         n_workers = _n_workers(self._workers, len(rows))
-        return DataLoader(
+        rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return ResumableLoader(
             images,  # type: ignore[arg-type]  # torch types a loader by its items, though it gives batches
-            batch_size=self.batch_size,
-            sampler=SeededShuffle(len(rows), self._seed) if shuffle else None,
+            batch_sampler=EpochBatches(len(rows), self.batch_size, self._seed if shuffle else None, rank, n_ranks),
             num_workers=n_workers,
             persistent_workers=n_workers > 0,
-            collate_fn=collate_galaxies,
+            collate_fn=images.collate,
             pin_memory=torch.cuda.is_available(),
-            drop_last=shuffle and len(rows) > self.batch_size,
         )
 
 
@@ -211,8 +207,8 @@ def _check_settings(
 ) -> None:
     if size < 1:
         raise UserError(f"data.image_size={size}: the side of an image is at least 1 pixel.")
-    if channels not in (1, 3):
-        raise UserError(f"data.channels={channels}: images have 1 channel or 3.")
+    if not 1 <= channels <= 64:
+        raise UserError(f"data.channels={channels}: images have 1 to 64 channels.")
     if batch_size < 1:
         raise UserError(f"data.batch_size={batch_size}: a batch holds at least 1 galaxy.")
     if workers != "auto" and not (isinstance(workers, int) and workers >= 0):

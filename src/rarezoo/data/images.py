@@ -29,6 +29,7 @@ ASINH_PERCENTILES = (1.0, 99.8)
 # the difference to full decoding stays below one grey level on average.
 _DRAFT_MARGIN = 2.0
 _UNSIGNED_16_BIT = 65535
+_MODES = {1: "L", 3: "RGB"}
 
 
 class ImageError(Exception):
@@ -50,12 +51,13 @@ def read_image(path: str | Path, size: int, channels: int = 3, crop: float = 1.0
     colour becomes one channel by luma (ITU-R 601), one channel becomes three equal ones. 16-bit images are divided by
     257; other integers beyond 8 bits, and floats, are stretched like FITS.
     FITS: the first HDU with an image, (H, W) or (bands, H, W), its first row at the bottom; `asinh_stretch` is applied.
+    For 1 and 3 channels, files of 1 and 3 bands are read; for any other number, FITS with as many bands.
 
     Parameters
     ----------
     path : file
     size : side of the result in pixels
-    channels : 1 or 3
+    channels : of the result
     crop : share of the shorter side that is kept, centred, in (0, 1]
 
     Returns
@@ -65,21 +67,38 @@ def read_image(path: str | Path, size: int, channels: int = 3, crop: float = 1.0
     Raises
     ------
     ImageError
-        if the file is missing, empty, truncated, too large, not an image, or has no finite pixel
+        if the file is missing, empty, truncated, too large, not an image, has no finite pixel, or another number of
+        bands
     """
     path = str(path)
-    try:
-        if Path(path).stat().st_size == 0:
-            raise ImageError(path, "empty file")
-        image = _open_fits(path) if path.lower().endswith(FITS_SUFFIXES) else _open_picture(path, size, crop)
-    except ImageError:
-        raise
-    # Decoders raise a dozen kinds of exception for a damaged file, with no common base; one file must not end a run.
-    except Exception as error:
-        raise ImageError(path, _reason(error)) from error
-    image = image if image.mode == _mode(channels) else image.convert(_mode(channels))
-    pixels = np.asarray(_central_square(image, size, crop))
-    return np.ascontiguousarray(pixels.reshape(size, size, channels).transpose(2, 0, 1))
+    bands = _open(path, size, crop)
+    if isinstance(bands, Image.Image) and channels in _MODES:
+        bands = [bands if bands.mode == _MODES[channels] else bands.convert(_MODES[channels])]
+    elif isinstance(bands, Image.Image) or len(bands) != channels:
+        found = len(bands.getbands()) if isinstance(bands, Image.Image) else len(bands)
+        takes = "1 or 3 are read" if channels in _MODES else f"FITS with {channels} is read"
+        raise ImageError(path, f"has {found} bands; for data.channels={channels}, {takes}")
+    return _pixels(bands, size, crop)
+
+
+def read_picture(path: str | Path, size: int, crop: float = 1.0) -> NDArray[np.uint8]:
+    """Read an image of any number of bands for people to look at.
+
+    Where there are neither 1 nor 3, the first, middle and last band are shown as red, green and blue.
+
+    Returns
+    -------
+    (3, size, size)
+
+    Raises
+    ------
+    ImageError
+        as `read_image`
+    """
+    bands = _open(str(path), size, crop)
+    if isinstance(bands, Image.Image):
+        return _pixels([bands.convert("RGB")], size, crop)
+    return _pixels([bands[0], bands[len(bands) // 2], bands[-1]], size, crop)
 
 
 def asinh_stretch(bands: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -115,8 +134,17 @@ def asinh_stretch(bands: NDArray[np.floating]) -> NDArray[np.uint8]:
     return levels
 
 
-def _mode(channels: int) -> str:
-    return {1: "L", 3: "RGB"}[channels]
+def _open(path: str, size: int, crop: float) -> Image.Image | list[Image.Image]:
+    """A picture, or one for each band where Pillow has no mode for as many."""
+    try:
+        if Path(path).stat().st_size == 0:
+            raise ImageError(path, "empty file")
+        return _open_fits(path) if path.lower().endswith(FITS_SUFFIXES) else _open_picture(path, size, crop)
+    except ImageError:
+        raise
+    # Decoders raise a dozen kinds of exception for a damaged file, with no common base; one file must not end a run.
+    except Exception as error:
+        raise ImageError(path, _reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
@@ -159,13 +187,17 @@ def _eight_bits(path: str, image: Image.Image) -> Image.Image:
 
 
 def _stretched(path: str, bands: NDArray[Any]) -> Image.Image:
-    if not np.isfinite(bands).any():
-        raise ImageError(path, "no finite pixel")
-    pixels = asinh_stretch(bands)
+    pixels = _levels(path, bands)
     return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
-def _open_fits(path: str) -> Image.Image:
+def _levels(path: str, bands: NDArray[Any]) -> NDArray[np.uint8]:
+    if not np.isfinite(bands).any():
+        raise ImageError(path, "no finite pixel")
+    return asinh_stretch(bands)
+
+
+def _open_fits(path: str) -> Image.Image | list[Image.Image]:
     from astropy.io import fits  # slow to import, and most surveys come as JPEG
 
     with fits.open(path, memmap=False) as hdus:
@@ -175,10 +207,11 @@ def _open_fits(path: str) -> Image.Image:
     bands = data.reshape(-1, *data.shape[-2:])
     if data.ndim > 3 and len(bands) != data.shape[-3]:
         raise ImageError(path, f"has {data.ndim} dimensions; (H, W) or (bands, H, W) are read")
-    if len(bands) not in (1, 3):
-        raise ImageError(path, f"has {len(bands)} bands; 1 or 3 are read")
     # FITS counts rows from the bottom, pictures from the top: without this, spirals would wind the other way.
-    return _stretched(path, bands[:, ::-1])
+    bands = bands[:, ::-1]
+    if len(bands) in _MODES:
+        return _stretched(path, bands)
+    return [Image.fromarray(levels) for levels in _levels(path, bands)]
 
 
 def _central_square(image: Image.Image, size: int, crop: float) -> Image.Image:
@@ -186,6 +219,11 @@ def _central_square(image: Image.Image, size: int, crop: float) -> Image.Image:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     # Bilinear: no ringing around stars. Pillow widens the filter when it shrinks, so that nothing is aliased.
     return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+
+
+def _pixels(images: Sequence[Image.Image], size: int, crop: float) -> NDArray[np.uint8]:
+    squares = [np.asarray(_central_square(image, size, crop)) for image in images]
+    return np.ascontiguousarray(np.dstack(squares).transpose(2, 0, 1))
 
 
 class GalaxyItem(TypedDict):
@@ -198,7 +236,7 @@ class GalaxyItem(TypedDict):
 
 
 class GalaxyBatch(TypedDict):
-    """What `collate_galaxies` makes of some rows: B could be read, `failed` could not."""
+    """What `GalaxyImages.collate` makes of some rows: B could be read, `failed` could not."""
 
     image: Tensor
     row: Tensor
@@ -250,27 +288,26 @@ class GalaxyImages(Dataset[GalaxyItem]):
             image = torch.zeros((self.channels, self.size, self.size), dtype=torch.uint8)
         return {"image": image, "row": int(self.rows[index]), "counts": self._counts[index], "failure": failure}
 
+    def collate(self, items: Sequence[GalaxyItem]) -> GalaxyBatch:
+        """Make a batch of the images that could be read, and a list of the others; there may be none of either.
 
-def collate_galaxies(items: Sequence[GalaxyItem]) -> GalaxyBatch:
-    """Make a batch of the images that could be read, and a list of the others.
-
-    Returns
-    -------
-    image : uint8 (B, C, S, S); B may be 0
-    row : int64 (B,), rows of the catalog
-    counts : float32 (B, A)
-    failed : (row of the catalog, reason) of those left out
-    """
-    good = [item for item in items if not item["failure"]]
-    return {
-        "image": _stack([item["image"] for item in good], like=items[0]["image"]),
-        "row": torch.tensor([item["row"] for item in good], dtype=torch.int64),
-        "counts": _stack([item["counts"] for item in good], like=items[0]["counts"]),
-        "failed": [(item["row"], item["failure"]) for item in items if item["failure"]],
-    }
+        Returns
+        -------
+        image : uint8 (B, C, S, S); B may be 0
+        row : int64 (B,), rows of the catalog
+        counts : float32 (B, A)
+        failed : (row of the catalog, reason) of those left out
+        """
+        good = [item for item in items if not item["failure"]]
+        return {
+            "image": _stack([item["image"] for item in good], (self.channels, self.size, self.size), torch.uint8),
+            "row": torch.tensor([item["row"] for item in good], dtype=torch.int64),
+            "counts": _stack([item["counts"] for item in good], tuple(self._counts.shape[1:]), torch.float32),
+            "failed": [(item["row"], item["failure"]) for item in items if item["failure"]],
+        }
 
 
-def _stack(tensors: list[Tensor], like: Tensor) -> Tensor:
+def _stack(tensors: list[Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     # default_collate stacks in a worker straight into the memory that the main process reads.
-    stacked: Tensor = default_collate(tensors) if tensors else like.new_empty((0, *like.shape))
+    stacked: Tensor = default_collate(tensors) if tensors else torch.empty((0, *shape), dtype=dtype)
     return stacked

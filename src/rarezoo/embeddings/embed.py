@@ -13,6 +13,7 @@ from rarezoo.cli import UserError, progress
 from rarezoo.config import EmbeddingSettings
 from rarezoo.data.catalog import Catalog
 from rarezoo.data.datamodule import GalaxyDataModule
+from rarezoo.embeddings.redundancy import FeatureMoments
 from rarezoo.embeddings.writer import EmbeddedBatch, embed_batch, write_embeddings
 from rarezoo.models.vote_model import VoteModel
 
@@ -36,6 +37,21 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def feature_moments(model: VoteModel, wanted: bool = True) -> dict[str, FeatureMoments]:
+    """Empty moments of each space whose redundancy can be studied; of none where that is not wanted.
+
+    Returns
+    -------
+    features (before the bottleneck) and, where there is a bottleneck, representation
+    """
+    if not wanted:
+        return {}
+    widths = {"features": model.n_features, "representation": model.representation_dim}
+    if model.spec.bottleneck_dim is None:
+        del widths["representation"]
+    return {space: FeatureMoments(width) for space, width in widths.items()}
+
+
 def embed_catalog(
     model: VoteModel,
     catalog: Catalog,
@@ -43,6 +59,7 @@ def embed_catalog(
     path: Path,
     settings: EmbeddingSettings,
     provenance: Mapping[str, Any],
+    moments: Mapping[str, FeatureMoments] | None = None,
 ) -> dict[str, Any]:
     """Write the embeddings of every image of a catalog to `path`.
 
@@ -50,6 +67,7 @@ def embed_catalog(
     ----------
     data : gives the catalog's images in the size and channels that the model was trained on
     provenance : further attributes of the file
+    moments : of `feature_moments`, to which every galaxy is added; by default none are gathered
 
     Returns
     -------
@@ -64,7 +82,10 @@ def embed_catalog(
         for batch in progress(loader, "embedding", total=len(loader), unit="batch"):
             failures.add(batch["failed"])
             failures.check(len(catalog))
-            yield embed_batch(model, batch, device)
+            embedded = embed_batch(model, batch, device)
+            for space, gathered in (moments or {}).items():
+                gathered.update(getattr(embedded, space))
+            yield embedded
 
     start = time.perf_counter()
     summary = write_embeddings(path, catalog, batches(), failures, model, provenance, settings.dtype)

@@ -37,11 +37,13 @@ class EmbeddedBatch:
     rows : (B,) rows of the catalog
     representation : (B, D)
     concentrations : (B, A)
+    features : (B, F), before the bottleneck; not written
     """
 
     rows: np.ndarray
     representation: np.ndarray
     concentrations: np.ndarray
+    features: np.ndarray | None = None
 
 
 def embed_batch(model: VoteModel, batch: Mapping[str, Any], device: torch.device) -> EmbeddedBatch:
@@ -51,9 +53,11 @@ def embed_batch(model: VoteModel, batch: Mapping[str, Any], device: torch.device
             np.empty(0, np.int64),
             np.empty((0, model.representation_dim), np.float32),
             np.empty((0, len(model.schema.label_cols)), np.float32),
+            np.empty((0, model.n_features), np.float32),
         )
-    representation, concentrations = model.embed(batch["image"].to(device, non_blocking=True))
-    return EmbeddedBatch(batch["row"].numpy(), _to_numpy(representation), _to_numpy(concentrations))
+    embedded = model.embed(batch["image"].to(device, non_blocking=True))
+    found = (embedded.representation, embedded.concentrations, embedded.features)
+    return EmbeddedBatch(batch["row"].numpy(), *map(_to_numpy, found))
 
 
 def write_embeddings(

@@ -9,16 +9,17 @@ from typing import Any
 from rarezoo.cli import UserError
 from rarezoo.models.plain import read_plain
 from rarezoo.models.vote_model import ModelSpec, VoteModel
-from rarezoo.provenance import made_with
+from rarezoo.provenance import fingerprint, made_with
 
 KEY = "rarezoo"
-FORMAT = 1
+FORMAT = 2
 MODEL_PREFIX = "model."
 
 
 def checkpoint_header(spec: ModelSpec) -> dict[str, Any]:
-    """What a checkpoint says of itself beside the weights: format, model and what it was made with."""
-    return {"format": FORMAT, "spec": spec.to_dict(), **made_with()}
+    """What a checkpoint says of itself beside the weights: format, model, transform and what it was made with."""
+    transform = fingerprint(spec.transform)
+    return {"format": FORMAT, "spec": spec.to_dict(), "transform_sha256": transform, **made_with()}
 
 
 def load_vote_model(path: Path) -> VoteModel:
@@ -32,7 +33,10 @@ def load_vote_model(path: Path) -> VoteModel:
     checkpoint = _read(path)
     header = checkpoint.get(KEY)
     if not isinstance(header, dict) or header.get("format") != FORMAT or "state_dict" not in checkpoint:
-        raise UserError(f"{path}: is not a checkpoint of train.py (format {FORMAT}). Give one that train.py wrote.")
+        raise UserError(
+            f"{path}: is not a checkpoint of train.py (format {FORMAT}). Give one that train.py wrote; "
+            "train.py takes others, such as Zoobot's, as backbone.weights=<file>."
+        )
     try:
         return _build(header["spec"], checkpoint["state_dict"]).eval()
     except (UserError, AttributeError, KeyError, RuntimeError, TypeError) as error:

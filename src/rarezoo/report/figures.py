@@ -175,13 +175,22 @@ def neighbour_colours(centres: np.ndarray, palette: Sequence[str] = PALETTE) -> 
     return [palette[colour] for colour in colours]
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
+def blank_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, whose panels arrange themselves."""
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def plain_axes(axes: Axes) -> Axes:
+    """Axes in the style of these figures: two spines, quiet ticks."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(QUIET)
     axes.tick_params(colors=INK, labelsize=8, color=QUIET)
-    return figure, axes
+    return axes
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = blank_figure(width, height)
+    return figure, plain_axes(figure.add_subplot())
 
 
 def _draw_bulk(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from rarezoo.cli import progress
-from rarezoo.data.images import ImageError, read_image
+from rarezoo.data.images import ImageError, read_picture
 from rarezoo.provenance import written_beside
 
 Order = Literal["probability", "random"]
@@ -125,7 +125,7 @@ def pick_members(members: pd.DataFrame, number: int, order: Order = "probability
 
 def _tile(file: Path, side: int) -> Image.Image:
     try:
-        pixels = np.asarray(read_image(file, side, 3))
+        pixels = np.asarray(read_picture(file, side))
     except ImageError as error:
         return _unreadable_tile(file, error.reason, side)
     return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))

@@ -15,7 +15,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from rarezoo.provenance import written_beside
+from rarezoo.provenance import flat, written_beside
 from rarezoo.report.figures import class_map, to_png
 from rarezoo.report.map_data import data_uri, map_data
 from rarezoo.report.montage import GAP, ClassMontage
@@ -91,8 +91,8 @@ def render(report: Report) -> str:
             cuts=_cut_rows(report),
             recovery=[] if report.recovery is None else _records(report.recovery),
             advice=_advice(report) if report.classes.empty else [],
-            settings=_flat(report.settings),
-            provenance=_flat(report.provenance),
+            settings=flat(report.settings).items(),
+            provenance=flat(report.provenance).items(),
         )
     )
 
@@ -189,18 +189,8 @@ def _advice(report: Report) -> list[tuple[str, str, str]]:
         "selection.cuts": "widen the selection: fewer cuts, or higher thresholds, leave more galaxies to form groups",
         "layout.n_neighbors": "lower it: a small group is torn apart by neighbours that do not belong to it",
     }
-    present = dict(_flat(report.settings))
+    present = flat(report.settings)
     return [(name, present.get(name, ""), why) for name, why in reasons.items()]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    lines: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            lines += _flat(value, f"{prefix}{key}.")
-        else:
-            lines.append((f"{prefix}{key}", str(value)))
-    return lines
 
 
 def _count(value: float | None) -> str:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import io
 import netrc
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
+import yaml
 from PIL import Image
 
 from rarezoo.cli import console
+from rarezoo.provenance import SWEEP_MARK, fingerprint, flat, git_commit, sweep_of
 
 if TYPE_CHECKING:
     import pandas as pd
-    from lightning.pytorch.loggers import WandbLogger
+    from lightning.pytorch.loggers import Logger, WandbLogger
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 60.0
+_LONGEST_NAME = 128
 _MODES_OF_ENVIRONMENT: Mapping[str, Mode] = {
     "online": "online",
     "run": "online",
@@ -32,6 +36,7 @@ _MODES_OF_ENVIRONMENT: Mapping[str, Mode] = {
     "disabled": "disabled",
 }
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+_ARTIFACT_FORBIDS = re.compile(r"[^A-Za-z0-9._-]")
 
 
 class TrackedRun:
@@ -40,11 +45,14 @@ class TrackedRun:
     Attributes
     ----------
     mode : "online", "offline" or "disabled", as it came to be
+    csv : whether Lightning's metrics go to a CSV file too
     """
 
-    def __init__(self, run: Any | None, mode: Mode) -> None:
+    def __init__(self, run: Any | None, mode: Mode, csv: bool = True, log_model: bool = False) -> None:
         self._run = run
         self.mode = mode
+        self.csv = csv
+        self._log_model = log_model
         self._warned = False
 
     def log(self, numbers: Mapping[str, float]) -> None:
@@ -60,6 +68,11 @@ class TrackedRun:
         """Log a table. Columns of mixed type are allowed; an index is not kept."""
         if self._run is not None:
             self._safely(lambda run: run.log({name: _table(table)}))
+
+    def log_model(self, path: Path, name: str) -> None:
+        """Keep a file as a model artifact of that name, where the run was asked to (`logger.log_model`)."""
+        if self._log_model and self._run is not None:
+            self._safely(lambda run: run.log_artifact(str(path), _ARTIFACT_FORBIDS.sub("-", name), type="model"))
 
     def summary(self, values: Mapping[str, object]) -> None:
         """Set the figures that stand for the run as a whole."""
@@ -87,7 +100,8 @@ def tracked_run(
     project: str,
     *,
     folder: Path,
-    name: str | None = None,
+    csv: bool = True,
+    log_model: bool = False,
     group: str | None = None,
     job_type: str | None = None,
     config: Mapping[str, Any] | None = None,
@@ -95,34 +109,48 @@ def tracked_run(
 ) -> Iterator[TrackedRun]:
     """Track a run for as long as the context lasts; it is finished also where an exception ends it (exit code 1).
 
+    A job of a sweep, whatever launched it, is a run of its own. Its group is that of the sweep, `group`/folder of the
+    sweep, and its name is that of its folder, which Hydra gives the options, without those that all jobs share.
+
     Parameters
     ----------
     mode : "auto" is online where an API key is found and WANDB_MODE does not say otherwise, else offline.
         A run that cannot start online starts offline; one that cannot start at all is disabled; either is said
         in one line. "disabled" does not import wandb.
-    project, group, job_type, name : as Weights & Biases has them
+    project, group, job_type : as Weights & Biases has them
     folder : the run's files are written to `folder`/wandb
-    config : settings of the run, JSON-like
+    csv : let `lightning_loggers` write a CSV file too
+    log_model : let `TrackedRun.log_model` keep the file it is given
+    config : settings of the run, JSON-like; they are stored with dotted names, together with the git commit
     init_seconds : time allowed for the start of an online run
     """
-    run = _start(
-        mode,
-        init_seconds,
-        {
-            "project": project,
-            "name": name,
-            "group": group,
-            "job_type": job_type,
-            "config": dict(config or {}),
-            "dir": str(folder),
-        },
-    )
+    name = group
+    if sweep_of(folder):
+        group, name = f"{group}/{folder.parent.name}", _job_name(folder)
+    arguments = {
+        "project": project,
+        "name": name and _short(name),
+        "group": group and _short(group),
+        "job_type": job_type,
+        "config": {**flat(config or {}), "git_commit": git_commit()},
+        "dir": str(folder),
+    }
+    wandb_run, came_to_be = _start(mode, init_seconds, arguments)
+    run = TrackedRun(wandb_run, came_to_be, csv, log_model)
     exit_code = 1
     try:
         yield run
         exit_code = 0
     finally:
         run.finish(exit_code)
+
+
+def lightning_loggers(run: TrackedRun, folder: Path) -> list[Logger]:
+    """Loggers for Lightning's metrics: `folder`/metrics/version_*/metrics.csv, and the same run where it is tracked."""
+    from lightning.pytorch.loggers import CSVLogger
+
+    wandb_logger = lightning_logger(run)
+    return [*([CSVLogger(folder, "metrics")] if run.csv else []), *([wandb_logger] if wandb_logger else [])]
 
 
 def lightning_logger(run: TrackedRun) -> WandbLogger | None:
@@ -149,20 +177,20 @@ def resolve_mode(mode: Mode) -> Mode:
     return "online" if _has_api_key() else "offline"
 
 
-def _start(mode: Mode, init_seconds: float, arguments: Mapping[str, Any]) -> TrackedRun:
+def _start(mode: Mode, init_seconds: float, arguments: Mapping[str, Any]) -> tuple[Any | None, Mode]:
     if mode == "disabled" or not _is_first_rank():
-        return TrackedRun(None, "disabled")
+        return None, "disabled"
     # Silences what wandb prints before a run's own settings hold, such as where a key came from.
     os.environ.setdefault("WANDB_SILENT", "true")
     wanted = resolve_mode(mode)
     fallbacks: dict[Mode, tuple[Mode, ...]] = {"online": ("online", "offline"), "offline": ("offline",)}
     for attempt in fallbacks.get(wanted, ()):
         try:
-            return TrackedRun(_init(attempt, init_seconds, arguments), attempt)
+            return _init(attempt, init_seconds, arguments), attempt
         except Exception as error:
             next_mode = "offline" if attempt == "online" else "disabled"
             _warn(f"the run could not start {attempt} ({_first_line(error)}); it goes on {next_mode}")
-    return TrackedRun(None, "disabled")
+    return None, "disabled"
 
 
 def _init(mode: Mode, init_seconds: float, arguments: Mapping[str, Any]) -> Any:
@@ -216,6 +244,19 @@ def _table(table: pd.DataFrame) -> Any:
 
     plain = table.astype(object).where(table.notna(), None)
     return wandb.Table(dataframe=plain.rename(columns=str), allow_mixed_types=True)
+
+
+def _job_name(folder: Path) -> str:
+    sweep = yaml.safe_load((folder.parent / SWEEP_MARK).read_text())
+    parts = f",{folder.name},"
+    for option in sweep["hydra"]["overrides"]["task"]:
+        parts = parts.replace(f",{option},", ",")
+    return parts.strip(",") or folder.name
+
+
+def _short(name: str) -> str:
+    # Weights & Biases refuses longer ones, and the end may be what tells jobs apart.
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 9]}-{fingerprint(name)[:8]}"
 
 
 def _first_line(error: Exception) -> str:

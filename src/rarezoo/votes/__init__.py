@@ -1,6 +1,21 @@
-"""Decision trees of Galaxy Zoo and the likelihood of vote counts."""
+"""Decision trees of Galaxy Zoo, the likelihood and the posterior of votes, and whether they are calibrated."""
 
-from rarezoo.votes.dirichlet import expected_vote_fractions, vote_nll
+from rarezoo.votes.calibration import Calibration, calibration, calibration_sums
+from rarezoo.votes.dirichlet import expected_vote_fractions, question_totals, vote_nll
+from rarezoo.votes.posterior import FractionPosterior, answer_probabilities, fraction_posterior, fraction_quantiles
 from rarezoo.votes.schema import Schema, load_schema
 
-__all__ = ["Schema", "expected_vote_fractions", "load_schema", "vote_nll"]
+__all__ = [
+    "Calibration",
+    "FractionPosterior",
+    "Schema",
+    "answer_probabilities",
+    "calibration",
+    "calibration_sums",
+    "expected_vote_fractions",
+    "fraction_posterior",
+    "fraction_quantiles",
+    "load_schema",
+    "question_totals",
+    "vote_nll",
+]

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from rarezoo.cli import UserError, did_you_mean
+from rarezoo.votes.tree_files import SCHEMA_FOLDER, read_tree, tree_names
 
-SCHEMA_FOLDER = Path(__file__).resolve().parents[3] / "conf" / "schema"
+# A suffix that fewer questions share is taken for a part of their names.
+QUESTIONS_OF_A_CAMPAIGN = 3
 
 
 @dataclass(frozen=True)
@@ -86,55 +87,91 @@ class Schema:
             matrix[question.start : question.stop, index] = 1.0
         return matrix
 
+    def question_of(self, device: torch.device | str = "cpu") -> Tensor:
+        """(answers,) int64, index of the question that each answer belongs to; kept on each device it was asked for."""
+        device = torch.device(device)
+        if device not in self._question_of:
+            owner = [index for index, question in enumerate(self.questions) for _ in question.answers]
+            self._question_of[device] = torch.tensor(owner, device=device)
+        return self._question_of[device]
+
+    @cached_property
+    def campaigns(self) -> dict[str, tuple[int, ...]]:
+        """Indices of the questions of each campaign, by the suffix after the last hyphen, as in `bar-dr5`.
+
+        Empty unless every question has a suffix that at least three share: a tree of one campaign without suffixes has
+        names such as `disk-edge-on`, of which `on` is no campaign.
+        """
+        found: dict[str, list[int]] = {}
+        for index, question in enumerate(self.questions):
+            found.setdefault(question.name.rpartition("-")[2] if "-" in question.name else "", []).append(index)
+        if "" in found or min(map(len, found.values())) < QUESTIONS_OF_A_CAMPAIGN:
+            return {}
+        return {suffix: tuple(indices) for suffix, indices in found.items()}
+
     @cached_property
     def parents_first(self) -> tuple[int, ...]:
         """Indices of the questions, each after all the questions that lead to it."""
-        owner = self._owner()
-        order: list[int] = []
+        leads_from = [{self._owner[column] for column in question.asked_after} for question in self.questions]
+        order: dict[int, None] = {}
         left = list(range(len(self.questions)))
-        while left:
-            ready = [i for i in left if all(owner[col] in order for col in self.questions[i].asked_after)]
-            if not ready:
-                return tuple(order)
-            order += ready
-            left = [i for i in left if i not in ready]
+        while ready := [index for index in left if leads_from[index] <= order.keys()]:
+            order.update(dict.fromkeys(ready))
+            left = [index for index in left if index not in order]
         return tuple(order)
 
     def p_asked(self, vote_fractions: Tensor) -> Tensor:
         """Probability that each question is asked: the product along its parents, summed over several of one question.
 
-        Parents that belong to different questions are taken as independent ways to be asked.
+        Answers of one question exclude each other, so that smooth OR featured has the sum of both. Parents that belong
+        to different questions are taken as independent ways to be asked.
 
         Parameters
         ----------
-        vote_fractions : (batch, answers)
+        vote_fractions : (..., answers)
 
         Returns
         -------
-        (batch, questions)
+        (..., questions)
         """
         asked: dict[int, Tensor] = {}
         for index in self.parents_first:
-            question = self.questions[index]
-            ways: dict[int, Tensor] = {}
-            for column in question.asked_after:
-                parent = self._owner()[column]
-                way = asked[parent] * vote_fractions[:, self.label_cols.index(column)]
-                ways[parent] = ways[parent] + way if parent in ways else way
-            missed = (
-                torch.ones_like(vote_fractions[:, 0])
-                if not ways
-                else torch.stack([1 - w for w in ways.values()]).prod(0)
-            )
-            asked[index] = 1 - missed if ways else missed
-        return torch.stack([asked[i] for i in range(len(self.questions))], dim=1)
+            ways = [asked[parent] * _total(vote_fractions, answers) for parent, answers in self._ways[index].items()]
+            if not ways:
+                asked[index] = torch.ones_like(vote_fractions[..., 0])
+            elif len(ways) == 1:
+                asked[index] = ways[0]
+            else:
+                asked[index] = 1 - torch.stack([1 - way for way in ways]).prod(0)
+        return torch.stack([asked[index] for index in range(len(self.questions))], dim=-1)
 
     def to_tree(self) -> dict[str, dict[str, list[str]]]:
         """The tree as plain lists, as `from_tree` reads it."""
         return {q.name: {"answers": list(q.answers), "asked_after": list(q.asked_after)} for q in self.questions}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Without what is derived from the questions, which may lie on a device.
+        return {"questions": self.questions}
+
+    @cached_property
+    def _question_of(self) -> dict[torch.device, Tensor]:
+        return {}
+
+    @cached_property
     def _owner(self) -> dict[str, int]:
         return {column: index for index, question in enumerate(self.questions) for column in question.label_cols}
+
+    @cached_property
+    def _ways(self) -> list[dict[int, list[int]]]:
+        # For each question, the answers' columns that lead to it, by the question that they belong to.
+        column_of = {column: index for index, column in enumerate(self.label_cols)}
+        ways: list[dict[int, list[int]]] = []
+        for question in self.questions:
+            of_parent: dict[int, list[int]] = {}
+            for column in question.asked_after:
+                of_parent.setdefault(self._owner[column], []).append(column_of[column])
+            ways.append(of_parent)
+        return ways
 
     def _check(self, source: str) -> None:
         if len(set(self.label_cols)) < len(self.label_cols):
@@ -142,7 +179,7 @@ class Schema:
             raise UserError(f"{source}: the answer column '{twice}' is there twice. Rename or remove one.")
         for question in self.questions:
             for column in question.asked_after:
-                if column not in self.label_cols:
+                if column not in self._owner:
                     raise UserError(
                         f"{source}: question '{question.name}' is asked after '{column}', no answer of this tree. "
                         + did_you_mean(column, self.label_cols)
@@ -173,8 +210,17 @@ def _read_entry(name: str, entry: Any, source: str) -> tuple[tuple[str, ...], tu
     return tuple(answers), (parents,) if isinstance(parents, str) else tuple(str(parent) for parent in parents)
 
 
+def _total(vote_fractions: Tensor, answers: list[int]) -> Tensor:
+    total = vote_fractions[..., answers[0]]
+    for answer in answers[1:]:
+        total = total + vote_fractions[..., answer]
+    return total
+
+
 def load_schema(name_or_path: str | Path) -> Schema:
     """Load a decision tree by the name of a file in conf/schema, or from a YAML file of one's own.
+
+    Either may be put together from others of its folder, named in its `defaults`.
 
     Raises
     ------
@@ -185,16 +231,11 @@ def load_schema(name_or_path: str | Path) -> Schema:
     if path.suffix not in (".yaml", ".yml"):
         path = SCHEMA_FOLDER / f"{name_or_path}.yaml"
     if not path.is_file():
-        known = sorted(found.stem for found in SCHEMA_FOLDER.glob("*.yaml") if found.stem != "from_file")
         raise UserError(
-            f"schema '{name_or_path}' does not exist. {did_you_mean(str(name_or_path), known)} "
+            f"schema '{name_or_path}' does not exist. {did_you_mean(str(name_or_path), tree_names())} "
             "Or give the path of a .yaml file."
         )
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not readable as YAML ({error}). Repair the file.") from error
-    return Schema.from_tree(tree, str(path))
+    return Schema.from_tree(read_tree(path), str(path))
 
 
 def resolve_schema(config: Mapping[str, Any]) -> Schema:
