@@ -5,6 +5,16 @@ from pathlib import Path
 import yaml
 
 CONF = Path(__file__).parents[1] / "conf"
+# What the tests train with unless they say otherwise.
+CHOSEN = {
+    "backbone": "tiny",
+    "bottleneck": "d128",
+    "head": "sigmoid",
+    "augment": "zoobot",
+    "optim": "adamw",
+    "retrain": "all",
+    "logger": "none",
+}
 
 
 def read_choice(group: str, name: str) -> dict:

@@ -2,27 +2,18 @@ import json
 import math
 
 import pytest
-from configs import read_choice
+from configs import CHOSEN, read_choice
 
 from rarezoo.cli import UserError
 from rarezoo.config import EmbedSettings, SimulatedData, validated
 from rarezoo.models.settings import TrainSettings
 
-GROUPS = {
-    "backbone": "tiny",
-    "bottleneck": "d128",
-    "head": "sigmoid",
-    "augment": "zoobot",
-    "optim": "adamw",
-    "retrain": "all",
-    "logger": "none",
-}
 OF_THE_USER = {"catalog": "galaxies.parquet", "root": "survey", "truth": None, "image_size": 64}
 
 
 def make_config(kind: str = "catalog", **changes) -> dict:
     """The configuration files as Hydra would resolve them; dotted names in `changes` replace values."""
-    config = {group: read_choice(group, name) for group, name in GROUPS.items()}
+    config = {group: read_choice(group, name) for group, name in CHOSEN.items()}
     of_the_user = {name: value for name, value in OF_THE_USER.items() if kind == "simulated" or name != "root"}
     config["data"] = read_choice("data", kind) | of_the_user
     config["schema"] = {"smooth": {"answers": ["yes", "no"], "asked_after": None}}

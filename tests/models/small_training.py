@@ -9,7 +9,7 @@ import lightning
 import numpy as np
 import pandas as pd
 import torch
-from configs import read_choice
+from configs import CHOSEN, read_choice
 from PIL import Image
 
 from rarezoo.cli import quiet_libraries
@@ -30,16 +30,6 @@ SCHEMA = Schema.from_tree(
     }
 )
 SIZE = 32
-CHOSEN = {
-    "data": "catalog",
-    "backbone": "tiny",
-    "bottleneck": "d128",
-    "head": "sigmoid",
-    "augment": "zoobot",
-    "optim": "adamw",
-    "retrain": "all",
-    "logger": "none",
-}
 TINY = {
     "data__catalog": "catalog.csv",
     "data__image_size": SIZE,
@@ -77,7 +67,7 @@ def make_survey(folder: Path) -> Path:
 
 def make_settings(**changes) -> TrainSettings:
     """Settings as the configuration files have them, for a tiny model; data__crop=0.5 changes data.crop."""
-    groups = {group: read_choice(group, name) for group, name in CHOSEN.items()}
+    groups = {group: read_choice(group, name) for group, name in {"data": "catalog", **CHOSEN}.items()}
     changes = TINY | changes
     for name, value in changes.items():
         group, _, option = name.partition("__")

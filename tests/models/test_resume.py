@@ -30,12 +30,10 @@ def unbroken(survey, tmp_path_factory):
     return folder, train(survey, folder, **BUSY)[0]
 
 
-def assert_same_end(folder: Path, unbroken) -> None:
+def assert_same_end(folder: Path, unbroken: Path) -> None:
     for name in ("checkpoints/last.ckpt", "best.ckpt"):
-        assert_same_weights(folder / name, unbroken[0] / name)
-    ours, theirs = (
-        torch.load(place / "checkpoints" / "last.ckpt", weights_only=True) for place in (folder, unbroken[0])
-    )
+        assert_same_weights(folder / name, unbroken / name)
+    ours, theirs = (torch.load(place / "checkpoints" / "last.ckpt", weights_only=True) for place in (folder, unbroken))
     for one, other in zip(ours["current_model_state"].values(), theirs["current_model_state"].values(), strict=True):
         assert torch.equal(one, other)
     assert ours["lr_schedulers"] == theirs["lr_schedulers"]
@@ -55,7 +53,7 @@ def test_run_that_ends_within_an_epoch_goes_on_from_its_last_step(at, n_workers,
     # Checkpoints come after the other callbacks: that of the interrupted step was not written.
     assert steps[0] == (at if at[1] else (at[0], 0))
     assert diary.losses == unbroken[1].losses[at[0] :]
-    assert_same_end(tmp_path, unbroken)
+    assert_same_end(tmp_path, unbroken[0])
 
 
 class Steps(InterruptAt):
@@ -80,16 +78,22 @@ def test_gradients_that_are_accumulated_are_never_cut_in_two(survey, tmp_path):
     assert_same_weights(tmp_path / "cut" / "best.ckpt", tmp_path / "unbroken" / "best.ckpt")
 
 
-def test_run_killed_at_a_random_step_ends_with_the_weights_of_an_unbroken_one(survey, unbroken, tmp_path):
-    last = tmp_path / "checkpoints" / "last.ckpt"
+def start_process(survey: Path, folder: Path, **options) -> subprocess.Popen[bytes]:
+    """Train in a process of its own: one that has run other things may add up in another order, in other threads."""
     code = (
         "import small_training as t; from pathlib import Path; "
-        f"t.train(Path({str(survey)!r}), Path({str(tmp_path)!r}), "
-        f"options={{'save_every_minutes': {EVERY_STEP}}}, **{BUSY | {'max_epochs': 3}})"
+        f"t.train(Path({str(survey)!r}), Path({str(folder)!r}), **{BUSY | options})"
     )
     here = Path(__file__).parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here.parent)}
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=here, env=environment)
+    return subprocess.Popen([sys.executable, "-c", code], cwd=here, env=environment)
+
+
+def test_run_killed_at_a_random_step_ends_with_the_weights_of_an_unbroken_one(survey, tmp_path):
+    whole = start_process(survey, tmp_path / "whole")
+    folder = tmp_path / "killed"
+    last = folder / "checkpoints" / "last.ckpt"
+    process = start_process(survey, folder, options={"save_every_minutes": EVERY_STEP})
     try:
         deadline = time.monotonic() + 120
         while not last.exists():
@@ -100,8 +104,9 @@ def test_run_killed_at_a_random_step_ends_with_the_weights_of_an_unbroken_one(su
     finally:
         process.kill()
         process.wait()
-    train(survey, tmp_path, resume=True, **BUSY)
-    assert_same_end(tmp_path, unbroken)
+    assert start_process(survey, folder, resume=True).wait() == 0
+    assert whole.wait() == 0
+    assert_same_end(folder, tmp_path / "whole")
 
 
 @pytest.mark.parametrize("at", [(1, 2), (1, 4)])
@@ -115,7 +120,7 @@ def test_signal_saves_at_the_end_of_the_step_and_ends_the_run(number, at, survey
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert (saved["epoch"], saved["global_step"]) == (1, 5 + at[1] + 1)
     train(survey, tmp_path, resume=True, **BUSY)
-    assert_same_end(tmp_path, unbroken)
+    assert_same_end(tmp_path, unbroken[0])
 
 
 @pytest.mark.parametrize(
