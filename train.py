@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from rarezoo.cli import closing_lines, next_command, on_terminal, run_script, settle_in
+from rarezoo.cli import closing_lines, next_command, on_terminal, run_script, same_job, settle_in
 from rarezoo.config import EMBED_READS, validated
 from rarezoo.models.settings import TrainSettings
 from rarezoo.provenance import RunFolder
@@ -39,13 +39,20 @@ def main(config: DictConfig) -> None:
     n_ranks = count_ranks(settings.trainer)
     ranks = join_ranks(n_ranks)
     if ranks is None:
-        here = [f'hydra.run.dir="{folder}"', "hydra.mode=RUN", "hydra.output_subdir=null"]
-        return start_ranks(n_ranks, [Path(__file__).resolve(), *job.overrides.task, *here])
+        return start_ranks(n_ranks, same_job(__file__, job.overrides.task, folder))
     schema = resolve_schema(settings.tree)
     catalog = ranks.leader_first(lambda: prepare_catalog(settings.data, schema.label_cols, schema.to_tree()))
     data = make_datamodule(settings.data, catalog, settings.seed)
     inputs = {"catalog": catalog.sha256, **settings.backbone.weights_sha256()}
-    about = (folder, "train", settings.decisive(), inputs, settings.overwrite, "checkpoints/last.ckpt")
+    about = (
+        folder,
+        "train",
+        settings.decisive(),
+        inputs,
+        settings.overwrite,
+        "checkpoints/last.ckpt",
+        folder / "best.ckpt",
+    )
     with ranks.claimed(lambda: RunFolder(*about)) as run:
         done_before = run.complete
         if not done_before:

@@ -17,6 +17,11 @@ CHOSEN = {
 }
 
 
+def read_base() -> dict:
+    """What stands in no group."""
+    return yaml.safe_load((CONF / "base.yaml").read_text())
+
+
 def read_choice(group: str, name: str) -> dict:
     """One choice of a group, with those that its defaults list names."""
     content = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())

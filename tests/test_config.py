@@ -2,7 +2,7 @@ import json
 import math
 
 import pytest
-from configs import CHOSEN, read_choice
+from configs import CHOSEN, read_base, read_choice
 
 from rarezoo.cli import UserError
 from rarezoo.config import EmbedSettings, SimulatedData, validated
@@ -19,7 +19,8 @@ def make_config(kind: str = "catalog", **changes) -> dict:
     config["schema"] = {"smooth": {"answers": ["yes", "no"], "asked_after": None}}
     config["trainer"] = read_choice("trainer", "default")
     config["checkpoint"] = "best.ckpt"
-    config["embedding"] = {"batch_size": 8, "dtype": "float32", "device": "auto", "redundancy": False}
+    config["embedding"] = read_base()["embedding"]
+    config["output"] = None
     config |= {"name": "survey", "seed": 0, "overwrite": False, "save_every_minutes": 10}
     for option, value in changes.items():
         put(config, option, value)
@@ -131,6 +132,10 @@ def test_value_of_the_simulated_survey_that_is_not_allowed_is_named(option, valu
         ("embedding.batch_size", 0, "greater than or equal to 1"),
         ("embedding.dtype", "bfloat16", "'float32' or 'float16'"),
         ("embedding.device", None, "valid string"),
+        ("embedding.precision", "float64", "'float32', 'bfloat16' or 'float16'"),
+        ("embedding.rotations", 3, "1, 2, 4 or 8"),
+        ("embedding.dropout_passes", -1, "greater than or equal to 0"),
+        ("embedding.ensemble", "mean", "'first' or 'concatenate'"),
         ("checkpoint", 3, "give a path"),
     ],
 )
@@ -194,7 +199,7 @@ def test_option_that_the_configuration_leaves_to_the_user_counts_as_missing():
 
 def test_unknown_kind_of_data_names_the_near_match_without_the_whole_group():
     found = message(make_config(**{"data.kind": "catalogue"}))
-    assert found == "data.kind='catalogue': Did you mean 'catalog'? Allowed: catalog, simulated."
+    assert found == "data.kind='catalogue': Did you mean 'catalog'? Allowed: catalog, simulated, shards, hdf5."
 
 
 def test_missing_kind_of_data_is_named():
@@ -302,6 +307,8 @@ def test_what_decides_the_model_is_part_of_the_decisive_settings_of_training(opt
         ("checkpoint", "elsewhere.ckpt"),
         ("embedding.batch_size", 3),
         ("embedding.device", "cpu"),
+        ("embedding.compile", True),
+        ("trainer.devices", 4),
         ("data.batch_size", 3),
         ("data.image_size", 32),
         ("data.crop", 0.5),
@@ -317,7 +324,16 @@ def test_what_the_checkpoint_or_the_input_says_is_no_part_of_the_decisive_settin
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("embedding.dtype", "float16"), ("data.catalog", "other.csv"), ("data.image_root", "images")]
+    ("option", "value"),
+    [
+        ("embedding.dtype", "float16"),
+        ("embedding.precision", "bfloat16"),
+        ("embedding.rotations", 4),
+        ("embedding.features", True),
+        ("output", "elsewhere.h5"),
+        ("data.catalog", "other.csv"),
+        ("data.image_root", "images"),
+    ],
 )
 def test_what_decides_the_embeddings_is_part_of_their_decisive_settings(option, value):
     assert decisive(EmbedSettings, **{option: value}) != decisive(EmbedSettings)
@@ -359,3 +375,20 @@ def test_batches_of_one_image_are_refused_for_training_alone():
     config = make_config(**{"data.batch_size": 1})
     assert "batch_size=1: batch normalisation needs at least 2 images" in message(config)
     validated(EmbedSettings, config, "embed.py")
+
+
+def test_seed_decides_the_embedding_only_where_dropout_draws_from_it():
+    passes = {"embedding.dropout_passes": 5}
+    assert decisive(EmbedSettings, seed=1) == decisive(EmbedSettings)
+    assert decisive(EmbedSettings, seed=1, **passes) != decisive(EmbedSettings, **passes)
+
+
+def test_one_checkpoint_or_several_are_checkpoints():
+    one, several = (
+        validated(EmbedSettings, make_config(checkpoint=given), "embed.py").checkpoints
+        for given in ("a.ckpt", ["a.ckpt", "b.ckpt"])
+    )
+    assert [path.name for path in one] == ["a.ckpt"]
+    assert [path.name for path in several] == ["a.ckpt", "b.ckpt"]
+    with pytest.raises(UserError, match="checkpoint"):
+        validated(EmbedSettings, make_config(checkpoint=[]), "embed.py")

@@ -198,3 +198,25 @@ def test_two_processes_do_not_write_to_one_folder_and_a_killed_one_leaves_no_loc
     time.sleep(0.1)
     with RunFolder(tmp_path, "train", {}, {}) as run:
         assert run.resumable
+
+
+def test_a_run_whose_result_is_gone_is_not_complete(tmp_path):
+    result = tmp_path / "elsewhere" / "e.h5"
+    result.parent.mkdir()
+    result.write_text("embeddings")
+    with RunFolder(tmp_path / "run", "embed", {}, {}, result=result) as run:
+        run.finish({})
+    with RunFolder(tmp_path / "run", "embed", {}, {}, result=result) as run:
+        assert run.complete
+    result.unlink()
+    with RunFolder(tmp_path / "run", "embed", {}, {}, result=result) as run:
+        assert not run.complete
+        assert run.resumable
+
+
+def test_what_a_killed_process_left_of_a_result_elsewhere_is_cleared(tmp_path):
+    (tmp_path / ".e[1].h5.x1.part.h5").write_text("half")
+    (tmp_path / ".other.h5.x1.part.h5").write_text("half of another run")
+    with RunFolder(tmp_path / "run", "embed", {}, {}, result=tmp_path / "e[1].h5"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.h5.x1.part.h5", "run"]

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 import yaml
@@ -67,9 +67,26 @@ def did_you_mean(wrong: str, allowed: Iterable[object]) -> str:
 
 def progress(items: Iterable[Item], description: str, total: int | None = None, unit: str = "it") -> Iterator[Item]:
     """Iterate with a progress bar; where the output is not a terminal, one line every half minute."""
+    return iter(_bar(items, description, total, unit))
+
+
+def progress_bar(total: int, description: str, unit: str) -> tqdm[Any]:
+    """Progress bar to be updated by hand, with rate and time left; to be closed, as a context manager does."""
+    return _bar(None, description, total, unit)
+
+
+def _bar(items: Iterable[Item] | None, description: str, total: int | None, unit: str) -> tqdm[Any]:
     interval = 0.1 if on_terminal() else 30.0
-    bar = tqdm(items, desc=description, total=total, unit=unit, mininterval=interval, maxinterval=2 * interval)
-    return iter(bar)
+    return tqdm(
+        items,
+        desc=description,
+        total=total,
+        unit=unit,
+        mininterval=interval,
+        maxinterval=2 * interval,
+        # Only the leading one of several processes speaks.
+        disable=console.quiet,
+    )
 
 
 def on_terminal() -> bool:
@@ -193,6 +210,12 @@ def _fail(message: str, status: int) -> None:
     sys.stderr.flush()
     # A script that is stopped must not wait for worker processes or for a network upload.
     sys.exit(status)
+
+
+def same_job(script: str, overrides: Sequence[str], folder: Path) -> list[str]:
+    """Script and arguments with which another process takes part in a job that Hydra started here."""
+    here = [f'hydra.run.dir="{folder}"', "hydra.mode=RUN", "hydra.output_subdir=null"]
+    return [str(Path(script).resolve()), *overrides, *here]
 
 
 def next_command(script: str, overrides: Sequence[str], reads: Collection[str], paths: Mapping[str, Path | str]) -> str:

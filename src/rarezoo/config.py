@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from rarezoo.cli import UserError, console, did_you_mean
@@ -67,8 +67,31 @@ class SimulatedData(ImageSettings):
     artifact_share: Share
 
 
-Data = Annotated[CatalogData | SimulatedData, Field(discriminator="kind")]
-_DATA_KINDS: Mapping[str, type[ImageSettings]] = {"catalog": CatalogData, "simulated": SimulatedData}
+class ShardData(ImageSettings):
+    """Tar shards in the WebDataset convention, whose catalog is made from them (conf/data/shards.yaml)."""
+
+    kind: Literal["shards"]
+    shards: str = Field(min_length=1)
+    image_root: None
+
+
+class Hdf5Data(ImageSettings):
+    """A dataset of images in an HDF5 file, whose catalog is made from it (conf/data/hdf5.yaml)."""
+
+    kind: Literal["hdf5"]
+    images: Path
+    dataset: str = Field(min_length=1)
+    ids: str | None
+    image_root: None
+
+
+Data = Annotated[CatalogData | SimulatedData | ShardData | Hdf5Data, Field(discriminator="kind")]
+_DATA_KINDS: Mapping[str, type[ImageSettings]] = {
+    "catalog": CatalogData,
+    "simulated": SimulatedData,
+    "shards": ShardData,
+    "hdf5": Hdf5Data,
+}
 
 
 class LoggerSettings(Settings):
@@ -99,12 +122,38 @@ class RunSettings(Settings):
         return self.model_dump(mode="json", by_alias=True, exclude={**_DECIDES_NOTHING, **self._undecisive})
 
 
+def _names_devices_plainly(trainer: dict[str, Any]) -> dict[str, Any]:
+    for option, default in (("devices", "auto"), ("num_nodes", 1)):
+        value = trainer.get(option, default)
+        counts = isinstance(value, int) and not isinstance(value, bool) and (value >= 1 or value == -1)
+        if option == "devices" and (value == "auto" or counts or _are_numbers(value)):
+            continue
+        if not counts or value < 1:
+            allowed = "auto, -1, a number, or a list of numbers as [0,1]" if option == "devices" else "a number >= 1"
+            raise ValueError(f"{option}={value!r}: give {allowed}")
+    return trainer
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(type(each) is int and each >= 0 for each in value)
+
+
+# Arguments of lightning.Trainer (conf/trainer). embed.py takes the devices and nodes of them.
+TrainerOptions = Annotated[dict[str, Any], AfterValidator(_names_devices_plainly)]
+
+
 class EmbeddingSettings(Settings):
     """How embed.py computes and writes."""
 
     batch_size: Positive
     dtype: Literal["float32", "float16"]
     device: str
+    precision: Literal["float32", "bfloat16", "float16"]
+    compile: bool
+    features: bool
+    rotations: Literal[1, 2, 4, 8]
+    dropout_passes: int = Field(ge=0, le=1000)
+    ensemble: Literal["first", "concatenate"]
     redundancy: bool
 
 
@@ -112,7 +161,9 @@ class EmbedSettings(RunSettings):
     """Settings of embed.py."""
 
     data: Data
-    checkpoint: Path
+    checkpoint: Path | Annotated[list[Path], Field(min_length=1)]
+    output: Path | None
+    trainer: TrainerOptions
     embedding: EmbeddingSettings
 
     _undecisive = {
@@ -127,10 +178,22 @@ class EmbedSettings(RunSettings):
             "on_bad_votes",
             "fractional_votes",
         },
-        "embedding": {"batch_size", "device"},
+        "embedding": {"batch_size", "device", "compile"},
         "checkpoint": True,
-        "seed": True,
+        "trainer": True,
     }
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """One checkpoint, or those of an ensemble."""
+        return self.checkpoint if isinstance(self.checkpoint, list) else [self.checkpoint]
+
+    def decisive(self) -> dict[str, Any]:
+        """As of every run; the seed decides only which of the features dropout leaves out."""
+        settings = super().decisive()
+        if not self.embedding.dropout_passes:
+            del settings["seed"]
+        return settings
 
 
 class ReportSettings(Settings):
@@ -141,7 +204,7 @@ class ReportSettings(Settings):
     thumbnail: int = Field(ge=16, le=1024)
 
 
-EMBED_READS = frozenset({"experiment", "name", "seed", "output_dir", "data", "embedding", "logger"})
+EMBED_READS = frozenset({"experiment", "name", "seed", "output_dir", "output", "data", "embedding", "logger"})
 CLUSTER_READS = frozenset(
     {
         "experiment",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -164,6 +165,7 @@ class RunFolder:
     overwrite : take over a folder that holds another run
     unfinished_work : name of what an interrupted run leaves in the folder to go on from. Another run's folder is
         taken over without asking where it is neither complete nor holds this.
+    result : file without which a run is not complete, whatever its record says
     """
 
     def __init__(
@@ -174,13 +176,15 @@ class RunFolder:
         inputs: Mapping[str, str],
         overwrite: bool = False,
         unfinished_work: str | None = None,
+        result: Path | None = None,
     ) -> None:
         self.path = path
         self._key = {"stage": stage, "settings": dict(settings), "inputs": dict(inputs)}
         self._lock = FileLock(path / ".lock")
         self._acquire()
         # Nobody else writes here now, so what is half-written is what a killed process left.
-        for abandoned in path.glob(".*.part*"):
+        elsewhere = result.parent.glob(f".{glob.escape(result.name)}.*.part*") if result else ()
+        for abandoned in (*path.glob(".*.part*"), *elsewhere):
             _remove(abandoned)
         previous = self._previous()
         self.complete = False
@@ -191,7 +195,7 @@ class RunFolder:
             self.close()
             raise self._refusal(previous)
         if previous and not overwrite and same:
-            self.complete = bool(previous["complete"])
+            self.complete = bool(previous["complete"]) and (result is None or result.is_file())
             self.resumable = not self.complete
         self.summary: dict[str, Any] = previous["summary"] if previous and self.complete else {}
         if not self.complete:

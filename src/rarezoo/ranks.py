@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -64,6 +63,14 @@ class Ranks:
             raise SystemExit(EXIT_USER_ERROR)
         decision: Decision = message[1]
         return decision
+
+    def gather(self, value: Decision) -> list[Decision]:
+        """What each process has found, by rank; all of them have come this far then."""
+        if self.n_ranks == 1:
+            return [value]
+        found: list[Any] = [None] * self.n_ranks
+        distributed.all_gather_object(found, value)
+        return found
 
     def leader_first(self, work: Callable[[], Decision]) -> Decision:
         """Let the leading process do what the others then find done, such as making a file that all read."""
@@ -152,7 +159,7 @@ def lightning_plugins(n_ranks: int) -> list[ClusterEnvironment]:
     return [SLURMEnvironment(auto_requeue=False)] if managed else []
 
 
-def start_ranks(n_ranks: int, command: Sequence[str | Path]) -> None:
+def start_ranks(n_ranks: int, command: Sequence[str]) -> None:
     """Run a Python script in several processes on this machine, and wait for them.
 
     Parameters
@@ -180,7 +187,7 @@ def start_ranks(n_ranks: int, command: Sequence[str | Path]) -> None:
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // n_ranks)))
     try:
-        elastic_launch(config, sys.executable)(*map(str, command))
+        elastic_launch(config, sys.executable)(*command)
     except SignalException as stop:
         raise KeyboardInterrupt from stop
     except ChildFailedError as failed:

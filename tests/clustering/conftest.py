@@ -21,6 +21,16 @@ class Planted:
     vote_fractions: np.ndarray
     label_cols: list[str]
 
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def representation(self) -> np.ndarray:
+        return self.x
+
+    def fractions_of(self, answers):
+        return [self.vote_fractions[:, [self.label_cols.index(answer) for answer in answers]]]
+
 
 def plant(n_bulk: int, sizes: tuple[int, ...], seed: int = 0) -> Planted:
     rng = np.random.default_rng(seed)

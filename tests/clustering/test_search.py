@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -25,7 +27,7 @@ def _settings(cuts=None, neighbours=None, layout=None, tree=None):
 
 
 def _search(planted, store, announce=lambda stage: None, **groups):
-    return search_classes(planted.x, planted.vote_fractions, planted.label_cols, _settings(**groups), store, announce)
+    return search_classes(planted, _settings(**groups), store, announce)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +122,21 @@ def test_what_cannot_be_searched_is_refused_before_any_stage_is_computed(planted
     with pytest.raises(UserError, match=message):
         _search(planted, StageStore(tmp_path / "stages"), **small)
     assert not (tmp_path / "stages").exists()
+
+
+def test_galaxies_without_votes_are_searched_all_and_described_without_answers(planted, tmp_path):
+    few = replace(planted, x=planted.x[:200], vote_fractions=np.empty((200, 0), np.float32), label_cols=[])
+    found = _search(few, StageStore(tmp_path / "stages"), cuts={})
+    assert found.selection.rows.tolist() == list(range(200))
+    ids = [str(row) for row in range(200)]
+    table = class_table(found.tree, few.x, found.graph.indices, few.vote_fractions, [], ids)
+    assert table["distinguishing"].tolist() == [""] * len(table)
+    assert table["answers"].tolist() == [[]] * len(table)
+
+
+def test_a_file_of_votes_alone_is_refused_with_the_command_that_adds_features(planted, tmp_path):
+    with pytest.raises(UserError, match=r"votes alone.*rarezoo\.embeddings\.convert FEATURES TARGET --predictions"):
+        _search(replace(planted, x=planted.x[:, :0]), StageStore(tmp_path / "stages"))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rarezoo.cli import UserError
-from rarezoo.data.catalog import missing_files, read_catalog, split_by_id
+from rarezoo.data.addresses import missing_files
+from rarezoo.data.catalog import read_catalog
+from rarezoo.data.splits import split_by_id
 
 KINDS = ["c.csv", "c.csv.gz", "c.parquet", "c.pq", "c.fits", "c.fit", "c.fits.gz", "c.ecsv", "c.vot", "C.CSV"]
 IDS = st.text(
@@ -36,7 +38,7 @@ def test_every_kind_of_table_gives_the_same_catalog(name, frame, votes, write):
     assert catalog.ids.tolist() == ["00123", "587722981741363294", "J0931+21", "NA"]
     assert catalog.counts.dtype == np.float32
     np.testing.assert_array_equal(catalog.counts, frame[votes].to_numpy())
-    assert catalog.files == [str(path.parent / location) for location in frame["file_loc"]]
+    assert list(catalog.files) == [str(path.parent / location) for location in frame["file_loc"]]
     np.testing.assert_array_equal(catalog.table["redshift"].to_numpy(dtype=float), frame["redshift"])
     np.testing.assert_array_equal(catalog.table["ra"], frame["ra"])
     assert list(catalog.table.columns) == list(frame.columns)
@@ -105,7 +107,7 @@ def test_rows_are_numbered_from_zero_whatever_the_index_of_the_file(frame, tmp_p
 
 def test_absolute_paths_are_taken_as_they_are(frame, write, tmp_path):
     frame["file_loc"] = [str(tmp_path / location) for location in frame["file_loc"]]
-    assert read_catalog(write(frame)).files == frame["file_loc"].tolist()
+    assert list(read_catalog(write(frame)).files) == frame["file_loc"].tolist()
 
 
 def test_image_root_takes_the_place_of_the_catalogs_folder(frame, write, tmp_path):
@@ -326,6 +328,14 @@ def test_missing_images_are_counted_and_the_first_is_named(frame, write, tmp_pat
     assert len(read_catalog(path, check_files=False)) == 4
 
 
+@pytest.mark.parametrize("address", ["none.tar#J0931.jpg@512+100", "none.h5#images[3]"])
+def test_missing_tar_or_hdf5_file_is_named_with_the_first_row_that_needs_it(address, frame, write):
+    frame.loc[2:, "file_loc"] = address
+    text = message(write(frame))
+    assert "2 of 4 image files do not exist (first: row 2, id J0931+21, " in text
+    assert address in text
+
+
 def test_folder_in_the_place_of_an_image_is_missing(frame, write, tmp_path):
     frame.loc[1, "file_loc"] = "images"
     assert "1 of 4 image file does not exist (first: row 1" in message(write(frame))
@@ -393,7 +403,7 @@ def test_splits_have_the_shares_asked_for_and_differ_between_seeds():
 
 
 def test_split_is_the_same_in_another_process():
-    code = "from rarezoo.data.catalog import split_by_id; print(*split_by_id([str(i) for i in range(30)], 0.3, 0.3, 5))"
+    code = "from rarezoo.data.splits import split_by_id; print(*split_by_id([str(i) for i in range(30)], 0.3, 0.3, 5))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert printed == split_by_id([str(i) for i in range(30)], 0.3, 0.3, 5).tolist()
 

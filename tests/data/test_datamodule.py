@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from rarezoo.cli import UserError
-from rarezoo.data.catalog import Catalog, read_catalog, split_by_id
+from rarezoo.data.catalog import Catalog, read_catalog
 from rarezoo.data.datamodule import FailureLog, GalaxyDataModule
+from rarezoo.data.splits import split_by_id
 
 
 def make_catalog(folder: Path, n_galaxies: int = 40) -> Catalog:
@@ -36,9 +37,19 @@ def rows_of(loader) -> list[int]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_prediction_sees_all_rows_in_catalog_order(workers, catalog):
-    loader = module(catalog, workers=workers, batch_size=7).predict_dataloader()
+def test_blocks_are_read_in_their_order_and_no_batch_reaches_into_the_next(workers, catalog):
+    blocks = [range(0, 16), range(32, 40), range(16, 32)]
+    loader = module(catalog, workers=workers, batch_size=7).block_dataloader(blocks)
     batches = list(loader)
+    assert [batch["row"].tolist() for batch in batches] == [
+        list(rows) for block in blocks for rows in (block[:7], block[7:14], block[14:]) if rows
+    ]
+    assert len(loader) == len(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_rows_are_read_in_catalog_order(workers, catalog):
+    batches = list(module(catalog, workers=workers, batch_size=7).block_dataloader([range(40)]))
     assert [row for batch in batches for row in batch["row"].tolist()] == list(range(40))
     for batch in batches:
         assert batch["image"].shape[1:] == (3, 6, 6)
@@ -81,7 +92,7 @@ def test_unreadable_images_are_left_out_and_listed(tmp_path):
     data = module(catalog, workers=1, max_failed_share=0.2)
     log = data.failure_log()
     rows = []
-    for batch in data.predict_dataloader():
+    for batch in data.block_dataloader([range(len(data.catalog))]):
         log.add(batch["failed"])
         rows += batch["row"].tolist()
     assert rows == [0, 1, 2, 4, 5, 6, 7, 9]
@@ -152,16 +163,16 @@ def test_setting_that_cannot_be_used_is_named(option, named, catalog):
 
 
 def test_few_images_are_decoded_without_worker_processes(catalog):
-    assert module(catalog, workers="auto").predict_dataloader().num_workers == 0
-    assert module(catalog, workers=2).predict_dataloader().num_workers == 2
+    assert module(catalog, workers="auto").block_dataloader([range(40)]).num_workers == 0
+    assert module(catalog, workers=2).block_dataloader([range(40)]).num_workers == 2
 
 
 def test_many_images_are_decoded_by_worker_processes(catalog, monkeypatch):
     monkeypatch.setattr("rarezoo.data.datamodule._FEW_IMAGES", 10)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    assert module(catalog, workers="auto").predict_dataloader().num_workers >= 1
+    assert module(catalog, workers="auto").block_dataloader([range(40)]).num_workers >= 1
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "10000")
-    assert module(catalog, workers="auto").predict_dataloader().num_workers == 1
+    assert module(catalog, workers="auto").block_dataloader([range(40)]).num_workers == 1
 
 
 class Recorder(lightning.LightningModule):
@@ -203,6 +214,6 @@ def test_lightning_shuffles_each_epoch_anew(catalog, tmp_path):
 def test_real_catalog_is_loaded_in_order(real_catalog):
     catalog = read_catalog(real_catalog)
     data = GalaxyDataModule(catalog, 32, batch_size=100, workers=2)
-    batch = next(iter(data.predict_dataloader()))
+    batch = next(iter(data.block_dataloader([range(len(data.catalog))])))
     assert batch["row"].tolist() == list(range(100))
     assert batch["failed"] == []

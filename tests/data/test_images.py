@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rarezoo.data import images
+from rarezoo.data import decoding
+from rarezoo.data.addresses import ImageError
 from rarezoo.data.augment import EvalTransform, TrainTransform
-from rarezoo.data.images import GalaxyImages, ImageError, asinh_stretch, read_image, read_picture
+from rarezoo.data.decoding import asinh_stretch
+from rarezoo.data.images import GalaxyImages, read_image, read_picture
 
 
 def picture(width: int = 40, height: int = 40) -> np.ndarray:
@@ -62,12 +64,18 @@ def test_result_has_the_asked_shape_whatever_the_files(size, channels, jpeg, tmp
         assert read_image(path, size, channels).shape == (channels, size, size)
 
 
-def test_resizing_agrees_with_torch_antialiasing(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 255, (90, 90, 3), dtype=np.uint8)
+@pytest.mark.parametrize(("stored", "size"), [(90, 30), (424, 224), (256, 224), (40, 100), (224, 224)])
+@pytest.mark.parametrize("crop", [1.0, 0.7])
+def test_resizing_agrees_with_that_of_pillow_within_a_grey_level(stored, size, crop, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (stored, stored, 3), dtype=np.uint8)
     path = saved(tmp_path / "noise.png", Image.fromarray(pixels))
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
-    expected = torch.nn.functional.interpolate(tensor, (30, 30), mode="bilinear", antialias=True)[0]
-    assert np.abs(read_image(path, 30) - expected.numpy()).max() <= 1.0
+    side = round(stored * crop)
+    start = (stored - side) // 2
+    square = Image.fromarray(pixels).crop((start, start, start + side, start + side))
+    expected = np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
+    difference = np.abs(read_image(path, size, crop=crop) - expected.transpose(2, 0, 1).astype(int))
+    assert difference.max() <= 1
+    assert difference.mean() < 0.1
 
 
 def test_long_images_are_cut_to_their_central_square(tmp_path):
@@ -175,10 +183,44 @@ def test_shrinking_in_the_decoder_changes_little(stored, size, tmp_path, monkeyp
     galaxy = 250 * np.exp(-30 * np.hypot(x, y)) + 15 * np.random.default_rng(0).random((stored, stored))
     path = saved(tmp_path / "x.jpg", Image.fromarray(np.dstack([galaxy] * 3).astype(np.uint8)), quality=95)
     quick = read_image(path, size).astype(int)
-    monkeypatch.setattr(images, "_DRAFT_MARGIN", np.inf)
+    monkeypatch.setattr(decoding, "_DRAFT_MARGIN", np.inf)
     difference = np.abs(quick - read_image(path, size))
     assert difference.mean() < 1
     assert difference.max() <= 12
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("size", [40, 50, 100, 200])
+def test_fast_decoding_gives_the_pixels_that_pillow_gives(mode, options, size, tmp_path, monkeypatch):
+    pytest.importorskip("simplejpeg")
+    path = saved(tmp_path / "x.jpg", Image.fromarray(picture(203, 401)).convert(mode), quality=80, **options)
+    quick = read_image(path, size)
+    monkeypatch.setattr(decoding, "simplejpeg", None)
+    np.testing.assert_array_equal(quick, read_image(path, size))
+
+
+@settings(deadline=None, max_examples=100)
+@given(position=st.integers(0, 100_000), value=st.integers(0, 255), cut=st.booleans(), progressive=st.booleans())
+def test_damaged_jpeg_is_what_pillow_says_it_is(position, value, cut, progressive, tmp_path_factory):
+    pytest.importorskip("simplejpeg")
+    buffer = io.BytesIO()
+    Image.fromarray(picture()).save(buffer, "JPEG", progressive=progressive)
+    content = bytearray(buffer.getvalue())
+    position %= len(content)
+    content[position:] = b"" if cut else bytes([value]) + content[position + 1 :]
+    path = tmp_path_factory.mktemp("damaged") / "x.jpg"
+    path.write_bytes(content)
+    results = []
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            try:
+                results.append(read_image(path, 40).tobytes())
+            except ImageError as error:
+                results.append(error.reason)
+            patch.setattr(decoding, "simplejpeg", None)
+    assert results[0] == results[1]
 
 
 def test_missing_file_is_reported(tmp_path):
@@ -289,10 +331,10 @@ def test_file_of_another_number_of_bands_is_reported(n_bands, channels, tmp_path
     assert f"has {n_bands or 1} bands; for data.channels={channels}, " in found
 
 
-@pytest.mark.parametrize(("mode", "n_bands"), [("L", 1), ("RGB", 3), ("CMYK", 4)])
+@pytest.mark.parametrize(("mode", "n_bands"), [("L", 1), ("RGB", 3), ("CMYK", 3)])
 def test_picture_for_a_number_of_channels_that_only_fits_has_is_reported(mode, n_bands, tmp_path):
     path = saved(tmp_path / "x.jpg", Image.fromarray(picture()).convert(mode))
-    assert reason(path, channels=4) == f"has {n_bands} bands; for data.channels=4, FITS with 4 is read"
+    assert reason(path, channels=4) == f"has {n_bands} bands; for data.channels=4, FITS and HDF5 with 4 are read"
 
 
 def test_batch_of_five_bands_leaves_out_what_has_fewer(tmp_path):
@@ -302,7 +344,7 @@ def test_batch_of_five_bands_leaves_out_what_has_fewer(tmp_path):
     batch = images.collate([images[row] for row in range(3)])
     assert batch["image"].shape == (2, 5, 16, 16)
     assert batch["row"].tolist() == [0, 2]
-    assert batch["failed"] == [(1, "has 3 bands; for data.channels=5, FITS with 5 is read")]
+    assert batch["failed"] == [(1, "has 3 bands; for data.channels=5, FITS and HDF5 with 5 are read")]
 
 
 @pytest.mark.parametrize(("n_bands", "shown"), [(2, (0, 1, 1)), (4, (0, 2, 3)), (5, (0, 2, 4))])

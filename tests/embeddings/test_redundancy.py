@@ -1,19 +1,14 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from sklearn.decomposition import PCA, IncrementalPCA
 
 from rarezoo.cli import UserError
-from rarezoo.config import EmbeddingSettings
-from rarezoo.data.catalog import read_catalog
-from rarezoo.data.datamodule import GalaxyDataModule
-from rarezoo.embeddings.embed import embed_catalog, feature_moments
+from rarezoo.embeddings.embed import feature_moments
 from rarezoo.embeddings.redundancy import (
     FeatureMoments,
     components_for,
@@ -21,6 +16,7 @@ from rarezoo.embeddings.redundancy import (
     participation_ratio,
     spectrum,
 )
+from rarezoo.models.inference import Embedder
 from rarezoo.models.vote_model import ModelSpec, VoteModel
 
 
@@ -177,44 +173,14 @@ def test_features_of_another_width_are_refused():
         FeatureMoments(3).merge(FeatureMoments(4))
 
 
-SIZE, N_GALAXIES = 32, 9
-
-
-def a_model(dim):
-    torch.manual_seed(0)
+def an_embedder(dim):
     tree = {"shape": {"answers": ["smooth", "featured"], "asked_after": []}}
-    return VoteModel(ModelSpec(tree, "test_efficientnet", dim, image_size=SIZE)).eval()
+    model = VoteModel(ModelSpec(tree, "test_efficientnet", dim, image_size=32)).eval()
+    return Embedder([model], torch.device("cpu"))
 
 
-@pytest.fixture(scope="module")
-def survey(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("survey")
-    rng = np.random.default_rng(0)
-    names = [f"{row}.png" for row in range(N_GALAXIES)]
-    for name in names:
-        Image.fromarray(rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)).save(folder / name)
-    (folder / "4.png").write_bytes(b"")
-    pd.DataFrame({"id_str": names, "file_loc": names}).to_csv(folder / "catalog.csv", index=False)
-    return read_catalog(folder / "catalog.csv")
-
-
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_moments_gathered_while_embedding_are_those_of_every_readable_galaxy(batch_size, survey, tmp_path):
-    model = a_model(6)
-    moments = feature_moments(model)
-    data = GalaxyDataModule(survey, SIZE, workers=0, batch_size=batch_size, max_failed_share=0.5)
-    settings = EmbeddingSettings(batch_size=batch_size, dtype="float32", device="cpu", redundancy=True)
-    embed_catalog(model, survey, data, tmp_path / "e.h5", settings, {"image_root": ""}, moments)
-    readable = [np.asarray(Image.open(survey.files[row])) for row in range(N_GALAXIES) if row != 4]
-    embedded = model.embed(torch.from_numpy(np.stack(readable).transpose(0, 3, 1, 2).copy()))
-    assert set(moments) == {"features", "representation"}
-    for space, gathered in moments.items():
-        expected = getattr(embedded, space).double().numpy()
-        assert gathered.n_rows == N_GALAXIES - 1
-        np.testing.assert_allclose(gathered.mean, expected.mean(0), atol=1e-5)
-        np.testing.assert_allclose(gathered.covariance, np.cov(expected, rowvar=False), atol=1e-5)
-
-
-def test_without_a_bottleneck_there_is_one_space_and_without_the_wish_none():
-    assert set(feature_moments(a_model(None))) == {"features"}
-    assert feature_moments(a_model(6), wanted=False) == {}
+def test_features_and_representation_are_studied_where_they_differ_and_it_is_wished():
+    both = feature_moments(an_embedder(6))
+    assert {space: len(moments.mean) for space, moments in both.items()} == {"features": 256, "representation": 6}
+    assert set(feature_moments(an_embedder(None))) == {"features"}
+    assert feature_moments(an_embedder(6), wanted=False) == {}

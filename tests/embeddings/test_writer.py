@@ -10,15 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 
 from rarezoo.cli import UserError
-from rarezoo.config import EmbeddingSettings
-from rarezoo.data.catalog import Catalog, read_catalog
-from rarezoo.data.datamodule import FailureLog, GalaxyDataModule
+from rarezoo.data.catalog import Catalog
 from rarezoo.embeddings import open_embeddings
-from rarezoo.embeddings.embed import choose_device, embed_catalog
-from rarezoo.embeddings.writer import EmbeddedBatch, embed_batch, write_embeddings
+from rarezoo.embeddings.hdf5 import require_room
+from rarezoo.embeddings.parts import Part
+from rarezoo.embeddings.writer import write_embeddings
 from rarezoo.models.vote_model import ModelSpec, VoteModel
 from rarezoo.provenance import canonical_json, fingerprint
 
@@ -46,30 +44,36 @@ def make_catalog(n_rows: int = N_ROWS, **columns) -> Catalog:
     return Catalog(Path("catalog.csv"), table, files, (), np.zeros((n_rows, 0), np.float32), "a" * 64, 0)
 
 
-def make_batches(rows: list[list[int]], seed: int = 0) -> list[EmbeddedBatch]:
-    rng = np.random.default_rng(seed)
+def make_parts(rows: list[list[int]], failed: dict[int, str] | None = None, dtype=np.float32) -> list[Part]:
+    """Parts of these rows; the first of them holds all that failed."""
+    rng = np.random.default_rng(0)
     return [
-        EmbeddedBatch(
+        Part(
             np.asarray(some, np.int64),
-            rng.normal(size=(len(some), DIM)).astype(np.float32),
-            rng.uniform(1, 101, (len(some), len(LABEL_COLS))).astype(np.float32),
+            {
+                "representation": rng.normal(size=(len(some), DIM)).astype(dtype),
+                "concentrations": rng.uniform(1, 101, (len(some), len(LABEL_COLS))).astype(np.float32),
+            }
+            if some
+            else {},
+            (failed or {}) if number == 0 else {},
         )
-        for some in rows
+        for number, some in enumerate(rows)
     ]
 
 
-GOOD = make_batches([[0, 1], [], [3, 4, 5, 6], [8, 9]])
+GOOD = make_parts([[0, 1], [], [3, 4, 5, 6], [8, 9]], FAILED)
 
 
-def write(path: Path, model, catalog=None, batches=GOOD, failed=FAILED, dtype="float32", provenance=PROVENANCE):
-    catalog = make_catalog() if catalog is None else catalog
-    log = FailureLog(catalog.files, 1.0)
-    log.add(failed.items())
-    return write_embeddings(path, catalog, batches, log, model, provenance, dtype)
+def write(path: Path, model, catalog=None, parts=GOOD, provenance=PROVENANCE):
+    return write_embeddings(path, make_catalog() if catalog is None else catalog, parts, model, provenance)
 
 
 def joined(name: str) -> np.ndarray:
-    return np.concatenate([getattr(batch, name) for batch in GOOD])
+    return np.concatenate([part.arrays[name] for part in GOOD if part.arrays])
+
+
+KEPT = np.concatenate([part.rows for part in GOOD])
 
 
 def nothing_is_left_in(folder: Path) -> bool:
@@ -122,24 +126,37 @@ def test_attributes_say_what_the_file_was_made_from(model, tmp_path):
 
 
 def test_half_precision_halves_the_representation_alone(model, tmp_path):
-    write(tmp_path / "embeddings.h5", model, dtype="float16")
+    write(tmp_path / "embeddings.h5", model, parts=make_parts([list(range(10))], dtype=np.float16))
     with h5py.File(tmp_path / "embeddings.h5", "r") as file:
         assert file["representation"].dtype == np.float16
         assert file["concentrations"].dtype == np.float32
-        np.testing.assert_array_equal(file["representation"][:], joined("representation").astype(np.float16))
 
 
-def test_size_of_the_batches_changes_nothing(model, tmp_path):
-    whole = EmbeddedBatch(joined("rows"), joined("representation"), joined("concentrations"))
+def test_further_arrays_of_the_parts_are_kept_with_their_kinds(model, tmp_path):
+    members = np.random.default_rng(1).uniform(1, 101, (10, 3, len(LABEL_COLS))).astype(np.float32)
+    features = np.random.default_rng(2).normal(size=(10, 9)).astype(np.float16)
+    further = {"member_concentrations": members, "features": features}
+    parts = make_parts([[0, 1, 2], [3, 4, 5, 6, 7, 8, 9]])
+    for part in parts:
+        part.arrays.update({name: values[part.rows] for name, values in further.items()})
+    write(tmp_path / "e.h5", model, parts=parts)
+    with h5py.File(tmp_path / "e.h5", "r") as file:
+        for name, values in further.items():
+            assert file[name].dtype == values.dtype
+            np.testing.assert_array_equal(file[name][:], values)
+
+
+def test_size_of_the_parts_changes_nothing(model, tmp_path):
+    arrays = {name: joined(name) for name in ("representation", "concentrations")}
     single = [
-        EmbeddedBatch(whole.rows[i : i + 1], whole.representation[i : i + 1], whole.concentrations[i : i + 1])
-        for i in range(len(whole.rows))
+        Part(KEPT[i : i + 1], {name: values[i : i + 1] for name, values in arrays.items()}, {} if i else FAILED)
+        for i in range(len(KEPT))
     ]
     contents = []
-    for name, batches in (("a", GOOD), ("b", [whole]), ("c", single)):
-        write(tmp_path / name, model, batches=iter(batches))
+    for name, parts in (("a", GOOD), ("b", [Part(KEPT, arrays, FAILED)]), ("c", single)):
+        write(tmp_path / name, model, parts=iter(parts))
         with h5py.File(tmp_path / name, "r") as file:
-            contents.append([file[part][:].tobytes() for part in ("representation", "concentrations")])
+            contents.append([file[part][:].tobytes() for part in arrays])
     assert contents[0] == contents[1] == contents[2]
 
 
@@ -160,7 +177,7 @@ def test_carried_columns_come_back_with_their_values_order_and_kinds(model, tmp_
     assert list(table.columns) == ["id_str", "file_loc", *CARRIED]
     for name, values in CARRIED.items():
         assert table[name].dtype == values.dtype
-        np.testing.assert_array_equal(table[name], values[joined("rows")])
+        np.testing.assert_array_equal(table[name], values[KEPT])
 
 
 @pytest.mark.parametrize(
@@ -178,7 +195,7 @@ def test_carried_text_comes_back_with_missing_values_empty(values, expected, mod
     write(tmp_path / "e.h5", model, make_catalog(note=values))
     with open_embeddings(tmp_path / "e.h5") as embeddings:
         found = embeddings.to_pandas()["note"].tolist()
-    assert found == [expected[row] for row in joined("rows")]
+    assert found == [expected[row] for row in KEPT]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +213,7 @@ def test_numbers_with_gaps_come_back_as_floats(dtype, values, stored, model, tmp
     with open_embeddings(tmp_path / "e.h5") as embeddings:
         found = embeddings.to_pandas()["column"]
     assert found.dtype == stored
-    expected = [values[row] for row in joined("rows")]
+    expected = [values[row] for row in KEPT]
     assert [None if pd.isna(value) else value for value in found] == expected
 
 
@@ -229,40 +246,40 @@ def test_vote_counts_are_not_carried(model, tmp_path):
 )
 def test_rows_that_are_missing_twice_or_out_of_order_are_no_file(rows, failed, model, tmp_path):
     with pytest.raises(RuntimeError, match="not there exactly once and in order"):
-        write(tmp_path / "e.h5", model, batches=make_batches(rows), failed=failed)
+        write(tmp_path / "e.h5", model, parts=make_parts(rows, failed))
     assert nothing_is_left_in(tmp_path)
 
 
-@pytest.mark.parametrize("batches", [[], make_batches([[]])])
-def test_catalog_of_which_no_image_could_be_read_is_refused(batches, model, tmp_path):
+@pytest.mark.parametrize("parts", [[], make_parts([[]], dict.fromkeys(range(N_ROWS), "empty file"))])
+def test_catalog_of_which_no_image_could_be_read_is_refused(parts, model, tmp_path):
     with pytest.raises(UserError, match="none of the catalog's images could be read"):
-        write(tmp_path / "e.h5", model, batches=batches, failed=dict.fromkeys(range(N_ROWS), "empty file"))
+        write(tmp_path / "e.h5", model, parts=parts)
     assert nothing_is_left_in(tmp_path)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt(), UserError("too many failed")])
+@pytest.mark.parametrize("error", [RuntimeError("damaged"), KeyboardInterrupt(), UserError("too many failed")])
 def test_run_that_breaks_off_leaves_nothing_and_keeps_an_earlier_file(error, model, tmp_path):
     path = tmp_path / "e.h5"
     path.write_bytes(b"of an earlier run")
 
-    def batches():
+    def parts():
         yield GOOD[0]
         raise error
 
     with pytest.raises(type(error)):
-        write(path, model, batches=batches())
+        write(path, model, parts=parts())
     assert [found.name for found in tmp_path.iterdir()] == ["e.h5"]
     assert path.read_bytes() == b"of an earlier run"
 
 
 def test_killed_run_leaves_no_final_file(model, tmp_path):
-    def batches():
+    def parts():
         yield GOOD[0]
         os.kill(os.getpid(), signal.SIGKILL)
 
     child = os.fork()
     if child == 0:
-        write(tmp_path / "e.h5", model, batches=batches())
+        write(tmp_path / "e.h5", model, parts=parts())
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGKILL
@@ -273,19 +290,17 @@ def test_killed_run_leaves_no_final_file(model, tmp_path):
 
 def many_rows(n_rows: int):
     for start in range(0, n_rows, 1000):
-        yield make_batches([list(range(start, start + 1000))])[0]
+        yield make_parts([list(range(start, start + 1000))])[0]
 
 
-def test_too_little_space_is_found_before_the_first_image(model, tmp_path, monkeypatch):
-    def batches():
-        raise AssertionError("an image was embedded")
-        yield
-
+def test_too_little_space_is_said_with_what_is_needed(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10_000})
-    monkeypatch.setattr("rarezoo.embeddings.writer.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("rarezoo.embeddings.hdf5.shutil.disk_usage", lambda path: usage)
+    require_room(tmp_path / "not" / "yet" / "e.h5", 10_000)
+    with pytest.raises(UserError, match=r"e\.h5: cannot be written \(No such file or directory\)"):
+        require_room(Path("/proc/nowhere/e.h5"), 0)
     with pytest.raises(UserError, match=r"e\.h5: takes at least 0\.0004 GB, and 1e-05 GB are free.*output_dir="):
-        write(tmp_path / "e.h5", model, make_catalog(10_000), batches(), {})
-    assert nothing_is_left_in(tmp_path)
+        require_room(tmp_path / "not" / "yet" / "e.h5", 400_000)
 
 
 @pytest.mark.parametrize("room", [0, 100, 5_000, 100_000, 250_000])
@@ -299,23 +314,23 @@ def test_disk_that_fills_up_is_a_users_fault_and_leaves_nothing(room, model, tmp
         written.append(write_all(descriptor, data[: room - sum(written)]))
         return written[-1]
 
-    monkeypatch.setattr("rarezoo.embeddings.writer.os.write", write_some)
+    monkeypatch.setattr("rarezoo.embeddings.hdf5.os.write", write_some)
     with pytest.raises(UserError, match=r"e\.h5: cannot be written \(No space left on device\)"):
-        write(tmp_path / "e.h5", model, make_catalog(5000), many_rows(5000), {})
+        write(tmp_path / "e.h5", model, make_catalog(5000), many_rows(5000))
     assert sum(written) == room
     assert nothing_is_left_in(tmp_path)
 
 
-def test_full_disk_stops_the_run_before_the_last_batch(model, tmp_path, monkeypatch):
+def test_full_disk_stops_the_run_before_the_last_part(model, tmp_path, monkeypatch):
     def fail(descriptor, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("rarezoo.embeddings.writer.os.write", fail)
+    monkeypatch.setattr("rarezoo.embeddings.hdf5.os.write", fail)
     # More than HDF5 keeps in memory before it writes at all.
-    batches = many_rows(600_000)
+    parts = many_rows(600_000)
     with pytest.raises(UserError, match="No space left"):
-        write(tmp_path / "e.h5", model, batches=batches)
-    assert next(batches, None) is not None
+        write(tmp_path / "e.h5", model, parts=parts)
+    assert next(parts, None) is not None
 
 
 @pytest.fixture
@@ -329,10 +344,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_disk_that_is_really_full_is_a_users_fault_and_does_not_crash_the_process(model, small_disk, monkeypatch):
-    monkeypatch.setattr("rarezoo.embeddings.writer._require_space", lambda path, needed: None)
+def test_disk_that_is_really_full_is_a_users_fault_and_does_not_crash_the_process(model, small_disk):
     with pytest.raises(UserError, match=r"e\.h5: cannot be written \(No space left on device\)"):
-        write(small_disk / "e.h5", model, make_catalog(20_000), many_rows(20_000), {})
+        write(small_disk / "e.h5", model, make_catalog(20_000), many_rows(20_000))
     assert nothing_is_left_in(small_disk)
     write(small_disk / "e.h5", model)
     with open_embeddings(small_disk / "e.h5") as embeddings:
@@ -360,74 +374,3 @@ def test_file_in_the_place_of_the_folder_is_a_users_fault(model, tmp_path):
     (tmp_path / "run").write_text("not a folder")
     with pytest.raises(UserError, match="cannot be written"):
         write(tmp_path / "run" / "e.h5", model)
-
-
-@pytest.fixture(scope="module")
-def survey(tmp_path_factory) -> Catalog:
-    folder = tmp_path_factory.mktemp("survey")
-    rng = np.random.default_rng(0)
-    for row in range(N_ROWS):
-        Image.fromarray(rng.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)).save(folder / f"{row}.png")
-    (folder / "4.png").write_bytes(b"")
-    table = pd.DataFrame({"id_str": [f"g{row}" for row in range(N_ROWS)]})
-    table["file_loc"] = [f"{row}.png" for row in range(N_ROWS)]
-    table.to_csv(folder / "catalog.csv", index=False)
-    return read_catalog(folder / "catalog.csv")
-
-
-def embed_survey(model, survey: Catalog, path: Path, batch_size: int = 3, max_failed_share: float = 0.5) -> dict:
-    data = GalaxyDataModule(survey, SIZE, workers=0, batch_size=batch_size, max_failed_share=max_failed_share)
-    settings = EmbeddingSettings(batch_size=batch_size, dtype="float32", device="cpu", redundancy=False)
-    return embed_catalog(model, survey, data, path, settings, {"image_root": str(survey.path.parent)})
-
-
-def test_embedded_catalog_holds_what_the_model_gives_for_each_image(model, survey, tmp_path):
-    summary = embed_survey(model, survey, tmp_path / "e.h5")
-    assert summary["images_per_second"] > 0
-    assert {name: summary[name] for name in ("n_galaxies", "n_failed", "dim")} == {
-        "n_galaxies": 9,
-        "n_failed": 1,
-        "dim": DIM,
-    }
-    readable = [row for row in range(N_ROWS) if row != 4]
-    images = np.stack([np.asarray(Image.open(survey.files[row])) for row in readable]).transpose(0, 3, 1, 2)
-    _, representation, concentrations = model.embed(torch.from_numpy(images.copy()))
-    with open_embeddings(tmp_path / "e.h5") as embeddings:
-        assert embeddings.ids.tolist() == [f"g{row}" for row in readable]
-        assert embeddings.files.tolist() == [survey.files[row] for row in readable]
-        assert embeddings.failed().to_dict("records") == [{"id_str": "g4", "file_loc": "4.png", "reason": "empty file"}]
-        np.testing.assert_allclose(embeddings.representation[:], representation, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(embeddings.concentrations[:], concentrations, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("batch_size", [1, 100])
-def test_batch_size_of_the_embedding_changes_nothing(batch_size, model, survey, tmp_path):
-    embed_survey(model, survey, tmp_path / "a.h5")
-    embed_survey(model, survey, tmp_path / "b.h5", batch_size)
-    with open_embeddings(tmp_path / "a.h5") as one, open_embeddings(tmp_path / "b.h5") as other:
-        np.testing.assert_allclose(one.representation[:], other.representation[:], rtol=1e-4, atol=1e-5)
-
-
-def test_too_many_unreadable_images_stop_the_embedding(model, survey, tmp_path):
-    with pytest.raises(UserError, match=r"1 of 10 images could not be read.*data\.max_failed_share=0\.05"):
-        embed_survey(model, survey, tmp_path / "e.h5", max_failed_share=0.05)
-    assert nothing_is_left_in(tmp_path)
-
-
-def test_batch_without_a_readable_image_embeds_to_nothing(model):
-    batch = {"image": torch.empty((0, 3, SIZE, SIZE), dtype=torch.uint8), "row": torch.empty(0, dtype=torch.int64)}
-    embedded = embed_batch(model, batch, torch.device("cpu"))
-    assert embedded.rows.shape == (0,)
-    assert embedded.representation.shape == (0, DIM)
-    assert embedded.concentrations.shape == (0, len(LABEL_COLS))
-
-
-def test_device_is_chosen_by_name():
-    assert choose_device("cpu") == torch.device("cpu")
-    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:99", "", "cpu:x"])
-def test_device_that_is_not_there_is_refused_by_name(name):
-    with pytest.raises(UserError, match=rf"embedding\.device={name}: cannot be used here .* Use auto, cpu or cuda\."):
-        choose_device(name)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import h5py
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -99,3 +101,40 @@ def test_two_nodes_train_one_model_go_back_to_the_queue_and_on_to_the_same_weigh
     )
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], msg=name)
+
+
+def test_two_nodes_embed_one_catalog_go_back_to_the_queue_and_on_to_the_same_file(slurm, tmp_path):
+    write_rings(tmp_path, n_galaxies=700)
+    run(tmp_path, "train.py", *RINGS, small=False)
+    options = ("data=catalog", "data.catalog=rings.csv", "data.workers=0", "embedding.batch_size=2")
+    nodes = ("trainer=slurm", "trainer.num_nodes=2", "trainer.devices=1", "trainer.accelerator=cpu")
+    script = tmp_path / "job.sh"
+    command = " ".join([sys.executable, str(REPO / "embed.py"), *options, *nodes])
+    script.write_text(f"#!/bin/bash\nsrun {command}\n")
+    job = (
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--requeue",
+        "--open-mode=append",
+        "--output=job.log",
+        "--job-name=embed",
+    )
+    slurm.run("sbatch", *job, str(script), cwd=tmp_path)
+    folder = tmp_path / "outputs" / "survey" / "embed"
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("parts/*.npz")):
+        assert time.monotonic() < deadline, (tmp_path / "job.log").read_text()
+        time.sleep(0.02)
+    slurm.run("scancel", "--signal=USR1", "--name=embed")
+    slurm.wait_until_idle(300)
+    said = (tmp_path / "job.log").read_text()
+    (embed,) = jobs_of(slurm, "embed")
+    assert (embed["JobState"], embed["Restarts"]) == ("COMPLETED", "1"), said
+    assert "Traceback" not in said
+    run(tmp_path, "embed.py", *options, "name=here", "checkpoint=outputs/survey/train/best.ckpt", small=False)
+    with (
+        h5py.File(folder / "embeddings.h5") as ours,
+        h5py.File(tmp_path / "outputs/here/embed/embeddings.h5") as theirs,
+    ):
+        assert ours["id"].asstr()[:].tolist() == theirs["id"].asstr()[:].tolist()
+        np.testing.assert_allclose(ours["representation"][:], theirs["representation"][:], rtol=1e-5, atol=1e-5)

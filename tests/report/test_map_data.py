@@ -21,7 +21,7 @@ def galaxies_at(x, y, cluster=-1):
     return pd.DataFrame(
         {
             "id_str": [f"J{row}" for row in range(len(x))],
-            "file_loc": "",
+            "file_loc": "absent.png",
             "cluster": cluster,
             "probability": 0.5,
             "x": x,
@@ -104,3 +104,14 @@ def test_equal_share_is_the_largest_within_the_budget(sizes, budget):
     shares = [n for n in range(1, 51) if sum(min(size, n) for size in sizes) <= budget]
     expected = min(max(shares, default=0), max(sizes, default=0))
     assert share == expected
+
+
+def test_galaxies_without_an_image_are_on_the_map_without_a_thumbnail(coloured_members):
+    members = coloured_members.assign(x=0.0, y=1.0)
+    members.loc[members["cluster"] == 0, "file_loc"] = ""
+    classes = pd.DataFrame({"cluster": [0, 1], "size": [1, 1], "medoid_id": [None, None]})
+    data = map_data(members, classes)
+    assert len(data["ids"]) == len(members)
+    has_tile = [tile >= 0 for tile in data["members"]["tile"]]
+    assert has_tile == [cluster == 1 for cluster in data["members"]["cluster"]]
+    assert [entry["sheet"] is None for entry in sorted(data["classes"], key=lambda e: e["cluster"])] == [True, False]

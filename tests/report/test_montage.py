@@ -82,3 +82,12 @@ def test_a_random_sample_depends_on_the_seed_alone_and_reaches_all_members():
 
 def test_no_class_no_montage(plain_images, tmp_path):
     assert class_montages(tmp_path / "none", table(plain_images, -1, 0.0)) == {}
+
+
+def test_members_without_an_image_are_counted_and_not_shown(plain_images, tmp_path):
+    galaxies = table(plain_images, [7, 7, 7, 2, -1], [0.2, 0.9, 0.5, 1.0, 0.0])
+    galaxies.loc[[1, 3], "file_loc"] = ""
+    montages = class_montages(tmp_path / "montages", galaxies, thumbnail=16)
+    assert list(montages) == [7]
+    assert montages[7].shown == ("galaxy_2", "galaxy_0")
+    assert montages[7].members == 3

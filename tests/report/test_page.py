@@ -207,6 +207,19 @@ def test_columns_that_a_search_may_lack_are_not_needed(report):
     assert len(Page(render(replace(report, classes=classes, galaxies=galaxies, montages={}))).all("article")) == 3
 
 
+@pytest.mark.parametrize(
+    ("without", "said"), [(60, "There are no images of them to show."), (7, "7 of them have no image to show.")]
+)
+def test_page_says_once_that_images_are_not_there(report, tmp_path, without, said):
+    galaxies = report.galaxies.copy()
+    galaxies.loc[galaxies.index[:without], "file_loc"] = ""
+    montages = class_montages(tmp_path / "fewer", galaxies)
+    html = render(replace(report, galaxies=galaxies, montages=montages))
+    assert html.count(said) == 1
+    assert len(Page(html).all("article")) == 3
+    assert "to show." not in render(report)
+
+
 def test_without_classes_the_page_says_what_to_change(report):
     nothing = replace(report, classes=report.classes.iloc[:0], galaxies=report.galaxies.assign(cluster=-1), montages={})
     page = Page(render(nothing))

@@ -47,11 +47,11 @@ RINGS = (
 )
 
 
-def write_rings(folder):
-    """Write rings.csv and rings.yaml, 32 galaxies and one question, into a folder."""
+def write_rings(folder, n_galaxies=32):
+    """Write rings.csv and rings.yaml, a few galaxies and one question, into a folder."""
     rng = np.random.default_rng(0)
     rows = ["id_str,file_loc,ring_yes,ring_no"]
-    for index in range(32):
+    for index in range(n_galaxies):
         Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{index}.jpg")
         rows.append(f"g{index},{index}.jpg,{index % 4},{3 - index % 4}")
     (folder / "rings.csv").write_text("\n".join(rows) + "\n")

@@ -22,6 +22,8 @@ LAUNCHERS = sorted(path.stem for path in CONF.glob("hydra/launcher/*.yaml"))
 # Values that a file leaves to the user, or that another option has to have with it.
 GIVEN = {
     "data=catalog": ["data.catalog=galaxies.csv"],
+    "data=hdf5": ["data.images=galaxies.h5"],
+    "data=shards": ["data.shards=packed"],
     "experiment=paper": ["data.catalog=galaxies.csv"],
     "retrain=head": ["backbone.weights=encoder.pt"],
     "retrain=last_blocks": ["backbone.weights=encoder.pt"],

@@ -138,19 +138,6 @@ def test_interrupted_simulation_leaves_no_survey(tmp_path):
     assert not list(tmp_path.glob("outputs/simulated/*/"))
 
 
-def test_interrupted_embedding_leaves_no_file(finished, tmp_path):
-    folder, _ = finished
-    options = ("name=cut", f"checkpoint={outputs(folder)}/train/best.ckpt", "embedding.batch_size=1")
-    shutil.copytree(folder / "outputs" / "simulated", tmp_path / "outputs" / "simulated")
-    status, said = interrupt_at(tmp_path, "embedding", "embed.py", *options)
-    assert status == 130, said
-    assert "Traceback" not in said
-    assert not list((tmp_path / "outputs/cut/embed").glob("*.h5"))
-    run(tmp_path, "embed.py", *options)
-    with h5py.File(tmp_path / "outputs/cut/embed/embeddings.h5") as file:
-        assert file.attrs["complete"]
-
-
 @pytest.mark.parametrize("stage", ["neighbours", "layout", "tree", "report"])
 def test_interrupted_search_leaves_nothing_half_written_and_goes_on(finished, tmp_path, stage):
     folder, _ = finished

@@ -32,7 +32,7 @@ def class_table(
     tree : classes of the N selected galaxies
     x : (N, D) representation
     neighbours : (N, k) nearest neighbours in it, the galaxy itself first
-    vote_fractions : (N, A) expected fractions
+    vote_fractions : (N, A) expected fractions; where none were predicted, A is 0 and no answer sets a class apart
     label_cols : (A,) names of the answers
     ids : (N,) of the galaxies
     n_answers : how many answers to name that set a class apart

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rarezoo.cli import UserError
 from rarezoo.clustering.layout import check_layout_size, resolve_init, umap_layout
 from rarezoo.clustering.neighbours import NeighbourGraph, check_representation, neighbour_graph, recall, resolve_method
-from rarezoo.clustering.select import Selection, select
+from rarezoo.clustering.select import Selection, VotedGalaxies, select
 from rarezoo.clustering.settings import LayoutSettings, SearchSettings
 from rarezoo.clustering.stages import Stage, StageStore, content_hash
 from rarezoo.clustering.tree import ClassTree, build_tree, check_tree_size
@@ -25,6 +26,15 @@ class RowSource(Protocol):
 
     def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray:
         """Rows by their numbers, ascending."""
+        ...
+
+
+class EmbeddedGalaxies(VotedGalaxies, Protocol):
+    """Galaxies with a representation and, where votes were predicted, those."""
+
+    @property
+    def representation(self) -> RowSource:
+        """(N, D)."""
         ...
 
 
@@ -70,23 +80,19 @@ class ClassSearch:
 
 
 def search_classes(
-    representation: RowSource,
-    vote_fractions: NDArray[np.floating],
-    label_cols: Sequence[str],
+    galaxies: EmbeddedGalaxies,
     settings: SearchSettings,
     store: StageStore,
     announce: Announce = lambda stage: None,
 ) -> ClassSearch:
-    """Search a representation for classes.
+    """Search embedded galaxies for classes.
 
     The selection is not stored: its comparisons cost less than the hash that would find it again. A layout without a
     seed is stored as any other, so that the next search over it is of the same layout.
 
     Parameters
     ----------
-    representation : (N, D), of which the selected rows are read
-    vote_fractions : (N, A) expected fractions, which the cuts of the selection read
-    label_cols : (A,) names of the answers
+    galaxies : N, of which the votes that the selection cuts on are read, and the representation of those selected
     settings : all that decides the result
     store : where stages are found and put
     announce : called with the name of each stage before it is looked for
@@ -97,8 +103,8 @@ def search_classes(
         if nothing is left to search, or the settings ask for more galaxies than there are
     """
     announce("selection")
-    selection = select(vote_fractions, label_cols, settings.selection.cuts)
-    x = np.ascontiguousarray(representation[selection.rows], dtype=np.float32)
+    selection = select(galaxies, settings.selection.cuts)
+    x = np.ascontiguousarray(galaxies.representation[selection.rows], dtype=np.float32)
     _check(x, settings)
     announce("neighbours")
     neighbours = _neighbours(x, settings, store)
@@ -122,6 +128,11 @@ def search_classes(
 
 def _check(x: NDArray[np.float32], settings: SearchSettings) -> None:
     """Refuse what any stage would refuse, before the first of them takes its minutes."""
+    if not x.shape[1]:
+        raise UserError(
+            "representation: the embeddings hold votes alone. Convert them together with a file of features: "
+            "python -m rarezoo.embeddings.convert FEATURES TARGET --predictions VOTES --schema NAME."
+        )
     check_representation(x)
     layout, tree = settings.layout, settings.tree
     for n_components in (layout.n_components, 2):

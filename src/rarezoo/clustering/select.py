@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
-from rarezoo.cli import UserError, did_you_mean
+from rarezoo.cli import UserError
+from rarezoo.clustering.settings import Cut
+from rarezoo.embeddings.select import find_answer, rows_within
 
 
-class Cut(BaseModel):
-    """Keep the galaxies whose expected fraction of votes for one answer is below a threshold.
+class VotedGalaxies(Protocol):
+    """Galaxies with predicted votes, on disk or in memory."""
 
-    Walmsley & Scaife 2023, Sec. 2 remove smooth >= 0.5, edge-on >= 0.3 and artifact >= 0.3.
+    def __len__(self) -> int: ...
 
-    Attributes
-    ----------
-    answer : label column, or a shell pattern that matches exactly one
-    below : rows at or above it are removed, in (0, 1]
-    """
+    @property
+    def label_cols(self) -> Sequence[str]:
+        """Names of the answers; none where no votes were predicted."""
+        ...
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    answer: str = Field(min_length=1)
-    below: float = Field(gt=0, le=1)
+    def fractions_of(self, answers: Sequence[str]) -> Iterable[NDArray[np.floating]]:
+        """Expected fractions of these answers, (rows, answers), piece by piece."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,73 +44,45 @@ class Selection:
     steps: pd.DataFrame
 
 
-def select(vote_fractions: NDArray[np.floating], label_cols: Sequence[str], cuts: Mapping[str, Cut]) -> Selection:
+def select(galaxies: VotedGalaxies, cuts: Mapping[str, Cut]) -> Selection:
     """Apply cuts one after another.
 
     Parameters
     ----------
-    vote_fractions : (N, A), mean of the Dirichlet posterior of each question
-    label_cols : (A,) names of the answers
+    galaxies : N, whose votes are read piece by piece
     cuts : name -> cut; none keeps every row
 
     Raises
     ------
     UserError
-        if an answer matches no label column or several, a fraction in it is not finite, or no row is left
+        if there are no votes to cut on, an answer matches no label column or several, a fraction in it is not finite,
+        or no row is left
     """
-    keep = np.ones(len(vote_fractions), dtype=bool)
-    steps: list[dict[str, object]] = []
-    for name, cut in cuts.items():
-        answer = find_answer(cut.answer, label_cols, option=f"selection.cuts.{name}.answer")
-        fraction = vote_fractions[:, list(label_cols).index(answer)]
-        _check_finite(fraction, answer)
-        before = int(keep.sum())
-        # Both in the precision of an embedding, so that what equals the threshold but for rounding is removed.
-        keep &= fraction.astype(np.float32) < np.float32(cut.below)
-        left = int(keep.sum())
-        steps.append({"cut": name, "answer": answer, "threshold": cut.below, "removed": before - left, "left": left})
-    table = pd.DataFrame(steps, columns=["cut", "answer", "threshold", "removed", "left"])
-    if not keep.any():
-        raise UserError(_nothing_left(len(keep), table))
-    return Selection(np.flatnonzero(keep).astype(np.int64), table)
-
-
-def find_answer(pattern: str, label_cols: Sequence[str], option: str) -> str:
-    """The one label column that a name or shell pattern means.
-
-    Raises
-    ------
-    UserError
-        if it means none or several; the message names the option and the candidates
-    """
-    if pattern in label_cols:
-        return pattern
-    matches = [column for column in label_cols if fnmatchcase(column, pattern)]
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise UserError(
-            f"{option}: '{pattern}' matches {len(matches)} label columns ({', '.join(matches)}). "
-            "Give a name or a pattern that matches exactly one."
-        )
-    raise UserError(f"{option}: '{pattern}' matches no label column. {did_you_mean(pattern, label_cols)}")
-
-
-def _check_finite(fraction: NDArray[np.floating], answer: str) -> None:
-    bad = np.flatnonzero(~np.isfinite(fraction))
-    if len(bad):
-        raise UserError(
-            f"vote fractions: '{answer}' is not finite in {len(bad)} rows (first: row {bad[0]}, value "
-            f"{fraction[bad[0]]}). The embedding is damaged or its model diverged: embed again, or train again."
-        )
-
-
-def _nothing_left(n_rows: int, steps: pd.DataFrame) -> str:
+    label_cols, n_rows = galaxies.label_cols, len(galaxies)
     if not n_rows:
-        return (
+        raise UserError(
             "the embedding holds no galaxies, so there is nothing to search. Embed a catalog with at least one image."
         )
-    return (
-        f"selection.cuts: none of {n_rows} galaxies is left.\n{steps.to_string(index=False)}\n"
-        "Raise the threshold (below) of the cut that removes too many, or search all with selection=all."
-    )
+    if not cuts:
+        return Selection(np.arange(n_rows), _steps(cuts, [], [], n_rows))
+    if not label_cols:
+        raise UserError(
+            f"selection.cuts: {', '.join(cuts)} cut on predicted votes, and these embeddings hold none. Search all "
+            "with selection=all, or add votes: python -m rarezoo.embeddings.convert ... --predictions FILE."
+        )
+    answers = [find_answer(cut.answer, label_cols, f"selection.cuts.{name}.answer") for name, cut in cuts.items()]
+    rows, left = rows_within(galaxies.fractions_of(answers), answers, [(None, cut.below) for cut in cuts.values()])
+    table = _steps(cuts, answers, left, n_rows)
+    if not len(rows):
+        raise UserError(
+            f"selection.cuts: none of {n_rows} galaxies is left.\n{table.to_string(index=False)}\n"
+            "Raise the threshold (below) of the cut that removes too many, or search all with selection=all."
+        )
+    return Selection(rows, table)
+
+
+def _steps(cuts: Mapping[str, Cut], answers: Sequence[str], left: Sequence[int], n_rows: int) -> pd.DataFrame:
+    thresholds = [cut.below for cut in cuts.values()]
+    removed = [before - after for before, after in zip([n_rows, *left], left, strict=False)]
+    columns = {"cut": list(cuts), "answer": answers, "threshold": thresholds, "removed": removed, "left": left}
+    return pd.DataFrame(columns)

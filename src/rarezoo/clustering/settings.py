@@ -8,12 +8,26 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from rarezoo.clustering.select import Cut
 from rarezoo.config import ReportSettings, RunSettings
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Cut(_Settings):
+    """Keep the galaxies whose expected fraction of votes for one answer is below a threshold.
+
+    Walmsley & Scaife 2023, Sec. 2 remove smooth >= 0.5, edge-on >= 0.3 and artifact >= 0.3.
+
+    Attributes
+    ----------
+    answer : label column, or a shell pattern that matches exactly one
+    below : rows at or above it are removed, in (0, 1]
+    """
+
+    answer: str = Field(min_length=1)
+    below: float = Field(gt=0, le=1)
 
 
 class SelectionSettings(_Settings):

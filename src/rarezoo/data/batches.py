@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,32 @@ class EpochBatches(Sampler[list[int]]):
     def go_on_after(self, n_batches: int) -> None:
         """Leave out the first batches of the next epoch that is read; a whole epoch's worth leaves out none."""
         self._done = n_batches % max(1, len(self))
+
+
+class BlockBatches(Sampler[list[int]]):
+    """Batches of blocks of rows, in their order; none reaches from one block into the next.
+
+    Parameters
+    ----------
+    blocks : ranges of rows
+    batch_size : galaxies per batch; the last of a block may have fewer
+    """
+
+    def __init__(self, blocks: Sequence[range], batch_size: int) -> None:
+        self._blocks = blocks
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return sum(self.n_batches(block) for block in self._blocks)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for block in self._blocks:
+            for first in range(block.start, block.stop, self._batch_size):
+                yield list(range(first, min(first + self._batch_size, block.stop)))
+
+    def n_batches(self, block: range) -> int:
+        """Batches that a block is read in."""
+        return -(-len(block) // self._batch_size)
 
 
 class ResumableLoader(DataLoader[GalaxyBatch]):

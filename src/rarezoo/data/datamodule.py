@@ -1,20 +1,23 @@
-"""Batches of a catalog for training, validation, test and prediction, and the account of images that failed."""
+"""Batches of a catalog for training, validation, test and embedding, and the account of images that failed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Sampler
 
 from rarezoo.cli import UserError
-from rarezoo.data.batches import EpochBatches, ResumableLoader
-from rarezoo.data.catalog import Catalog, split_by_id
-from rarezoo.data.images import GalaxyImages
+from rarezoo.data.batches import BlockBatches, EpochBatches, ResumableLoader
+from rarezoo.data.catalog import Catalog
+from rarezoo.data.images import GalaxyBatch, GalaxyImages
+from rarezoo.data.splits import check_shares, split_by_id
 
 _MAX_WORKERS = 16
 # Below this many images the start of worker processes takes longer than decoding does.
@@ -31,7 +34,7 @@ class FailureLog:
     max_failed_share : share of the rows above which `check` stops the run
     """
 
-    def __init__(self, files: list[str], max_failed_share: float) -> None:
+    def __init__(self, files: Sequence[str], max_failed_share: float) -> None:
         self._files = files
         self._max_failed_share = max_failed_share
         self.reasons: dict[int, str] = {}
@@ -112,7 +115,12 @@ class GalaxyDataModule(lightning.LightningDataModule):
         self._seed = seed
         self._train_loader: ResumableLoader | None = None
         self._broken_off: dict[str, Any] | None = None
-        self.split = split_by_id(catalog.ids, validation_share, test_share, seed)
+        check_shares(validation_share, test_share)
+
+    @cached_property
+    def split(self) -> NDArray[np.str_]:
+        """(N,) "train", "validation" or "test"; of no use to embed, and so not made for it."""
+        return split_by_id(self.catalog.ids, self._shares["validation"], self._shares["test"], self._seed)
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Rows of the catalog in "train", "validation" or "test"."""
@@ -173,23 +181,28 @@ class GalaxyDataModule(lightning.LightningDataModule):
         self.batch_size = int(state["batch_size"])
         self._broken_off = state["train_loader"]
 
-    def predict_dataloader(self) -> ResumableLoader:
-        """All rows, in catalog order."""
-        return self._loader(np.arange(len(self.catalog)))
+    def block_dataloader(self, blocks: Sequence[range]) -> DataLoader[GalaxyBatch]:
+        """Blocks of rows of the whole catalog, in their order; no batch reaches from one block into the next."""
+        batches = BlockBatches(blocks, self.batch_size)
+        return DataLoader(**self._reading(np.arange(len(self.catalog)), sum(map(len, blocks)), batches))
 
     def _loader(self, rows: NDArray[np.int64], shuffle: bool = False) -> ResumableLoader:
+        rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = EpochBatches(len(rows), self.batch_size, self._seed if shuffle else None, rank, n_ranks)
+        return ResumableLoader(**self._reading(rows, len(rows), batches))
+
+    def _reading(self, rows: NDArray[np.int64], n_images: int, batches: Sampler[list[int]]) -> dict[str, Any]:
         catalog = self.catalog
         images = GalaxyImages(catalog.files, self.size, self.channels, catalog.counts, rows, self.crop)
-        n_workers = _n_workers(self._workers, len(rows))
-        rank, n_ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return ResumableLoader(
-            images,  # type: ignore[arg-type]  # torch types a loader by its items, though it gives batches
-            batch_sampler=EpochBatches(len(rows), self.batch_size, self._seed if shuffle else None, rank, n_ranks),
-            num_workers=n_workers,
-            persistent_workers=n_workers > 0,
-            collate_fn=images.collate,
-            pin_memory=torch.cuda.is_available(),
-        )
+        n_workers = _n_workers(self._workers, n_images)
+        return {
+            "dataset": images,
+            "batch_sampler": batches,
+            "num_workers": n_workers,
+            "persistent_workers": n_workers > 0,
+            "collate_fn": images.collate,
+            "pin_memory": torch.cuda.is_available(),
+        }
 
 
 def _n_workers(workers: int | Literal["auto"], n_images: int) -> int:

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rarezoo.cli import console
-from rarezoo.config import ImageSettings, SimulatedData
+from rarezoo.config import Hdf5Data, ImageSettings, ShardData, SimulatedData
 from rarezoo.data.catalog import Catalog, read_catalog
 from rarezoo.data.datamodule import GalaxyDataModule
 from rarezoo.data.simulate.survey import simulate_survey
+from rarezoo.data.sources import catalog_hdf5, catalog_shards
 
 
 def prepare_catalog(settings: ImageSettings, label_cols: Sequence[str], decision_tree: Mapping[str, Any]) -> Catalog:
@@ -32,6 +33,12 @@ def prepare_catalog(settings: ImageSettings, label_cols: Sequence[str], decision
             settings.artifact_share,
         )
         console.print(f"simulated survey {'made' if made else 'found'} at {settings.root}")
+    elif isinstance(settings, ShardData):
+        made = catalog_shards(settings.shards, settings.catalog)
+        console.print(f"catalog of the shards {'made' if made else 'found'} at {settings.catalog}", markup=False)
+    elif isinstance(settings, Hdf5Data):
+        made = catalog_hdf5(settings.images, settings.dataset, settings.ids, settings.catalog)
+        console.print(f"catalog of the images {'made' if made else 'found'} at {settings.catalog}", markup=False)
     return read_catalog(
         settings.catalog,
         label_cols,

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
 
 from rarezoo.cli import UserError
 
@@ -40,7 +42,12 @@ def _refuse_repeated(columns: list[str]) -> None:
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
-    table = pd.read_parquet(path)
+    with parquet.ParquetFile(path, pre_buffer=False) as file:
+        # One row group after the other: all at once take half as much memory again.
+        groups = [file.read_row_group(number, use_threads=False) for number in range(file.num_row_groups)]
+        whole = pa.concat_tables([file.schema_arrow.empty_table(), *groups]).unify_dictionaries()
+    del groups
+    table: pd.DataFrame = whole.to_pandas(split_blocks=True, self_destruct=True)
     _refuse_repeated([str(name) for name in table.columns])
     unnamed = all(name is None for name in table.index.names)
     return table.reset_index(drop=unnamed).rename(columns=str)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,48 +13,20 @@ import h5py
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from rarezoo.cli import UserError
-from rarezoo.votes import Schema, expected_vote_fractions
+from rarezoo.embeddings.foreign import how_to_convert
+from rarezoo.embeddings.rows import Rows
+from rarezoo.embeddings.select import Bounds, find_answer, rows_within
+from rarezoo.votes import FractionPosterior, Schema, expected_vote_fractions, fraction_posterior
 
 FORMAT = 1
 CARRIED = "carried"
 _REQUIRED = ("id", "representation", "concentrations", "file_loc")
-_CHUNK_ROWS = 65_536
-
-
-class Rows:
-    """A dataset on disk that gives any of its rows without holding the others in memory.
-
-    Parameters
-    ----------
-    dataset : HDF5 dataset (N, width)
-    """
-
-    def __init__(self, dataset: h5py.Dataset) -> None:
-        self._dataset = dataset
-        self.shape: tuple[int, int] = dataset.shape
-        self.dtype: np.dtype = dataset.dtype
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice | int | np.ndarray) -> np.ndarray:
-        """Rows by slice, number, array of numbers or mask, as numpy does; HDF5's own look-up of many rows is slow."""
-        if not isinstance(rows, np.ndarray):
-            found: np.ndarray = self._dataset[rows]
-            return found
-        # numpy's own rules for masks, and for numbers that are negative or out of range.
-        numbers = np.arange(len(self))[rows]
-        order = np.argsort(numbers, kind="stable")
-        ascending = numbers[order]
-        picked = np.empty((len(numbers), self.shape[1]), self.dtype)
-        for start in range(0, len(self), _CHUNK_ROWS):
-            first, last = np.searchsorted(ascending, [start, start + _CHUNK_ROWS])
-            if last > first:
-                piece = self._dataset[start : start + _CHUNK_ROWS]
-                picked[order[first:last]] = piece[ascending[first:last] - start]
-        return picked
+_OPTIONAL = ("features", "member_concentrations", "ra", "dec")
+# Rows whose fractions are computed at a time.
+_ROWS_AT_ONCE = 2**17
 
 
 class Embeddings:
@@ -63,8 +36,11 @@ class Embeddings:
     ----------
     path : the file
     representation : (N, D), float32 or float16; index it to read rows
-    concentrations : (N, A), float32
-    schema : decision tree that the A answers belong to
+    features : (N, F), float16, before the bottleneck; None where they were not kept
+    concentrations : (N, A), float32; A is 0 where no votes were predicted
+    member_concentrations : (N, M, A), float32, of each checkpoint and pass; None where there was one
+    members : M mappings, what each member is (checkpoint_sha256, pass); empty where there was one
+    schema : decision tree that the A answers belong to; without questions where no votes were predicted
     label_cols : names of the A answers
     attributes : what the file says of itself (format, created, git_commit, config, checkpoint_sha256, ...)
     """
@@ -72,48 +48,123 @@ class Embeddings:
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path = path
         self.attributes: dict[str, Any] = dict(file.attrs)
-        self.schema = Schema.from_tree(json.loads(self.attributes["schema"]), str(path))
+        tree = json.loads(self.attributes["schema"])
+        self.schema = Schema(()) if tree == {} else Schema.from_tree(tree, str(path))
         self.label_cols = self.schema.label_cols
         self.representation = Rows(file["representation"])
         self.concentrations = Rows(file["concentrations"])
+        self.features, self.member_concentrations = (
+            Rows(file[name]) if name in file else None for name in ("features", "member_concentrations")
+        )
+        self.members: list[dict[str, Any]] = json.loads(self.attributes.get("members", "[]"))
+        self._votes = self.concentrations if self.member_concentrations is None else self.member_concentrations
         self._file = file
 
     def __len__(self) -> int:
         return len(self.representation)
 
     @property
-    def ids(self) -> np.ndarray:
+    def ids(self) -> NDArray[np.object_]:
         """(N,) identifiers as text."""
         return np.asarray(self._file["id"].asstr()[:], dtype=object)
 
     @property
-    def files(self) -> np.ndarray:
-        """(N,) paths of the images, joined to the folder that they were read from."""
-        root = Path(str(self.attributes["image_root"]))
-        return np.asarray([str(root / location) for location in self._file["file_loc"].asstr()[:]], dtype=object)
+    def files(self) -> NDArray[np.object_]:
+        """(N,) paths of the images, joined to the folder that they were read from; '' where there is none."""
+        return self._locations(slice(None))
 
-    def vote_fractions(self, rows: slice | np.ndarray = slice(None)) -> np.ndarray:
-        """Expected vote fractions (rows, A), float32; a slice is read piece by piece."""
-        if not isinstance(rows, slice):
-            return self._fractions(self.concentrations[rows])
-        start, stop, step = rows.indices(len(self))
-        if step != 1:
-            return self._fractions(self.concentrations[rows])
-        pieces = [
-            self._fractions(self.concentrations[at : min(at + _CHUNK_ROWS, stop)])
-            for at in range(start, stop, _CHUNK_ROWS)
-        ]
-        return np.concatenate(pieces) if pieces else np.empty((0, len(self.label_cols)), np.float32)
+    def rows_of(self, ids: Sequence[str] | NDArray[np.object_]) -> NDArray[np.int64]:
+        """Rows of galaxies, (len(ids),), in the order of their ids.
 
-    def to_pandas(self) -> pd.DataFrame:
+        Raises
+        ------
+        UserError
+            naming the first id that the file does not have
+        """
+        which, distinct = pd.factorize(np.asarray(ids, dtype=object))
+        wanted = pd.Index(distinct, dtype=object)
+        rows = np.full(len(wanted), -1, dtype=np.int64)
+        stored = Rows(self._file["id"])
+        for span in stored.spans():
+            places = wanted.get_indexer(pd.Index(stored[span], dtype=object))
+            here = np.flatnonzero(places >= 0)
+            rows[places[here]] = span.start + here
+        if len(absent := np.flatnonzero(rows < 0)):
+            raise UserError(
+                f"{self.path}: has no galaxy '{wanted[absent[0]]}' ({len(absent)} of {len(wanted)} ids are not there). "
+                "failed() lists the images that could not be read."
+            )
+        return rows[which]
+
+    def fractions_of(self, answers: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        """Expected fractions of votes for some answers, (rows, len(answers)), piece by piece in the file's order.
+
+        Only the questions of these answers are computed, which for a cut is a small part of a large tree.
+
+        Parameters
+        ----------
+        answers : label columns
+        """
+        questions = [q for q in self.schema.questions if not set(q.label_cols).isdisjoint(answers)]
+        part = Schema.from_tree({question.name: {"answers": list(question.answers)} for question in questions})
+        columns = [index for question in questions for index in range(question.start, question.stop)]
+        places = [part.label_cols.index(answer) for answer in answers]
+        for votes in self._votes.pieces():
+            yield _fractions(votes[..., columns], part)[:, places]
+
+    def select(self, cuts: Mapping[str, Bounds]) -> NDArray[np.int64]:
+        """Rows of the galaxies whose expected vote fractions lie within bounds, (M,), ascending.
+
+        Parameters
+        ----------
+        cuts : answer, or a pattern that matches one -> (low, high); rows with low <= fraction < high are kept, and
+            None bounds nothing
+
+        Raises
+        ------
+        UserError
+            if there is no such answer, or a fraction is not finite
+        """
+        if not cuts:
+            return np.arange(len(self))
+        self._require_votes()
+        answers = [find_answer(pattern, self.label_cols, f"select, {self.path}") for pattern in cuts]
+        return rows_within(self.fractions_of(answers), answers, list(cuts.values()))[0]
+
+    def vote_fractions(self, rows: slice | NDArray = slice(None)) -> NDArray[np.float32]:
+        """Expected vote fractions (rows, A), read piece by piece; of several members, the mean of theirs."""
+        numbers = np.arange(len(self))[rows]
+        fractions = np.empty((len(numbers), len(self.label_cols)), np.float32)
+        if self.label_cols:
+            # Ascending, so that no part of the file is read for more than two pieces.
+            order = np.argsort(numbers, kind="stable")
+            for start in range(0, len(order), _ROWS_AT_ONCE):
+                some = order[start : start + _ROWS_AT_ONCE]
+                fractions[some] = _fractions(self._votes[numbers[some]], self.schema)
+        return fractions
+
+    def credible_intervals(self, rows: slice | NDArray, level: float = 0.9) -> FractionPosterior:
+        """Mean and central credible interval of the vote fractions, (rows, A) each; see `fraction_posterior`.
+
+        Of several members, those of their mixture with equal weights.
+
+        Raises
+        ------
+        UserError
+            if no votes were predicted
+        """
+        self._require_votes()
+        votes = self._votes[np.arange(len(self))[rows]]
+        return fraction_posterior(np.moveaxis(votes, 1, 0) if votes.ndim == 3 else votes, self.schema, level)
+
+    def to_pandas(self, rows: slice | NDArray = slice(None)) -> pd.DataFrame:
         """One row per galaxy: id_str, file, ra, dec where known, carried columns; without the representation."""
-        table = pd.DataFrame({"id_str": self.ids, "file_loc": self.files})
+        table = pd.DataFrame({"id_str": Rows(self._file["id"])[rows], "file_loc": self._locations(rows)})
         for name in ("ra", "dec"):
             if name in self._file:
-                table[name] = self._file[name][:]
+                table[name] = Rows(self._file[name])[rows]
         for key, dataset in self._file.get(CARRIED, {}).items():
-            column = dataset.attrs.get("column", key)
-            table[column] = dataset.asstr()[:] if h5py.check_string_dtype(dataset.dtype) else dataset[:]
+            table[dataset.attrs.get("column", key)] = Rows(dataset)[rows]
         return table
 
     def failed(self) -> pd.DataFrame:
@@ -121,8 +172,24 @@ class Embeddings:
         group = self._file["failed"]
         return pd.DataFrame({name: group[name].asstr()[:] for name in ("id_str", "file_loc", "reason")})
 
-    def _fractions(self, concentrations: np.ndarray) -> np.ndarray:
-        return expected_vote_fractions(torch.from_numpy(concentrations), self.schema).numpy()
+    def _locations(self, rows: slice | NDArray) -> NDArray[np.object_]:
+        root = str(self.attributes["image_root"])
+        locations = Rows(self._file["file_loc"])[rows]
+        return np.asarray([location and os.path.join(root, location) for location in locations], dtype=object)  # noqa: PTH118 (millions)
+
+    def _require_votes(self) -> None:
+        if not self.label_cols:
+            raise UserError(
+                f"{self.path}: holds no predicted votes. Add them: "
+                "python -m rarezoo.embeddings.convert ... --predictions FILE --schema NAME."
+            )
+
+
+def _fractions(concentrations: NDArray[np.float32], schema: Schema) -> NDArray[np.float32]:
+    # (rows, A) or, of several members, (rows, M, A), of which the mean is wanted.
+    fractions = expected_vote_fractions(torch.from_numpy(concentrations), schema)
+    found: NDArray[np.float32] = (fractions.mean(1) if fractions.ndim == 3 else fractions).numpy()
+    return found
 
 
 @contextmanager
@@ -137,6 +204,8 @@ def open_embeddings(path: str | Path) -> Iterator[Embeddings]:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"embeddings={path}: there is no such file. Run embed.py first, or give embeddings=<file>.h5.")
+    if advice := how_to_convert(path):
+        raise UserError(advice)
     try:
         file = h5py.File(path, "r")
     except OSError as error:
@@ -159,14 +228,15 @@ def _check(path: Path, file: h5py.File) -> None:
     missing = [name for name in _REQUIRED if name not in file]
     if missing or not file.attrs.get("complete", False):
         raise UserError(f"{path}: is not complete ({', '.join(missing) or 'complete is false'}). Run embed.py again.")
-    lengths = {name: file[name].shape[0] for name in _REQUIRED}
+    lengths = {name: file[name].shape[0] for name in (*_REQUIRED, *_OPTIONAL) if name in file}
     if len(set(lengths.values())) > 1:
         raise UserError(f"{path}: its arrays differ in length ({lengths}). Run embed.py again with overwrite=true.")
     if file["representation"].ndim != 2 or file["concentrations"].ndim != 2:
         raise ValueError("representation and concentrations are not tables")
-    n_columns, n_answers = file["concentrations"].shape[1], len(file.attrs["label_cols"])
-    if n_columns != n_answers:
-        raise UserError(
-            f"{path}: has concentrations of {n_columns} answers, and names {n_answers}. "
-            "Run embed.py again with overwrite=true."
-        )
+    n_answers = len(file.attrs["label_cols"])
+    for name in ("concentrations", "member_concentrations"):
+        if name in file and (n_columns := file[name].shape[-1]) != n_answers:
+            raise UserError(
+                f"{path}: has {name} of {n_columns} answers, and names {n_answers}. "
+                "Run embed.py again with overwrite=true."
+            )

@@ -2,82 +2,38 @@
 
 from __future__ import annotations
 
-import io
-import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
 
 from rarezoo.cli import UserError
 from rarezoo.data.catalog import Catalog
-from rarezoo.data.datamodule import FailureLog
-from rarezoo.embeddings.store import CARRIED, FORMAT
+from rarezoo.embeddings.hdf5 import TEXT, SteadyFile, write_attributes, written_hdf5
+from rarezoo.embeddings.parts import Part
+from rarezoo.embeddings.store import CARRIED
 from rarezoo.models.vote_model import VoteModel
-from rarezoo.provenance import canonical_json, fingerprint, made_with, written_beside
+from rarezoo.provenance import canonical_json
 
-_TEXT = h5py.string_dtype("utf-8")
 _ROWS_PER_CHUNK = 4096
-
-
-@dataclass(frozen=True)
-class EmbeddedBatch:
-    """Result for the images of one batch that could be read.
-
-    Attributes
-    ----------
-    rows : (B,) rows of the catalog
-    representation : (B, D)
-    concentrations : (B, A)
-    features : (B, F), before the bottleneck; not written
-    """
-
-    rows: np.ndarray
-    representation: np.ndarray
-    concentrations: np.ndarray
-    features: np.ndarray | None = None
-
-
-def embed_batch(model: VoteModel, batch: Mapping[str, Any], device: torch.device) -> EmbeddedBatch:
-    """Representation and concentrations of one batch of the data module."""
-    if len(batch["image"]) == 0:
-        return EmbeddedBatch(
-            np.empty(0, np.int64),
-            np.empty((0, model.representation_dim), np.float32),
-            np.empty((0, len(model.schema.label_cols)), np.float32),
-            np.empty((0, model.n_features), np.float32),
-        )
-    embedded = model.embed(batch["image"].to(device, non_blocking=True))
-    found = (embedded.representation, embedded.concentrations, embedded.features)
-    return EmbeddedBatch(batch["row"].numpy(), *map(_to_numpy, found))
+_BYTES_PER_CHUNK = 4 << 20
+_TEXTS_AT_ONCE = 65_536
 
 
 def write_embeddings(
-    path: Path,
-    catalog: Catalog,
-    batches: Iterable[EmbeddedBatch],
-    failures: FailureLog,
-    model: VoteModel,
-    provenance: Mapping[str, Any],
-    dtype: str = "float32",
+    path: Path, catalog: Catalog, parts: Iterable[Part], model: VoteModel, provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write all batches to one file, which takes its name only when every row is accounted for.
+    """Write all parts to one file, which takes its name only when every row is accounted for.
 
     Parameters
     ----------
-    catalog : whose rows the batches name
-    batches : each row at most once, in catalog order
-    failures : rows that could not be read, complete once the batches are used up
-    provenance : further attributes: image_root, config (JSON), checkpoint_sha256, catalog_sha256
-    dtype : of the representation, float32 or float16
+    catalog : whose rows the parts name
+    parts : in catalog order, each row of the catalog in one of them, once
+    model : that gave the representation
+    provenance : further attributes: image_root, config (JSON), checkpoint_sha256, catalog_sha256, members
 
     Returns
     -------
@@ -90,79 +46,39 @@ def write_embeddings(
     RuntimeError
         if a row is missing or there twice
     """
-    dim, n_answers = model.representation_dim, len(model.schema.label_cols)
-    with written_beside(path) as temporary, _SteadyFile(temporary) as disk:
-        _require_space(path, len(catalog) * (dim * np.dtype(dtype).itemsize + n_answers * 4))
-        with h5py.File(disk, "w") as file:
-            representation = _growing(file, "representation", dim, dtype)
-            concentrations = _growing(file, "concentrations", n_answers, "float32")
-            rows: list[np.ndarray] = []
-            for batch in batches:
-                _append(representation, batch.representation)
-                _append(concentrations, batch.concentrations)
-                rows.append(batch.rows)
-                disk.check()
-            written = np.concatenate(rows) if rows else np.empty(0, np.int64)
-            _check_rows(written, failures.reasons, len(catalog))
-            _write_catalog(file, catalog, written, model)
-            _write_failures(file, catalog, failures)
-            _write_attributes(file, model, provenance, len(failures))
+    with written_hdf5(path) as (file, disk):
+        written, failed = _write_parts(file, disk, parts)
+        _check_rows(written, failed, len(catalog))
+        _write_catalog(file, disk, catalog, written, model)
+        _write_failures(file, catalog, failed)
+        about = {"backbone": model.spec.backbone, "transform": canonical_json(model.spec.transform)}
+        write_attributes(file, model.schema, {**about, "n_failed": len(failed), **provenance})
+        dim = file["representation"].shape[1]
+    return {"n_galaxies": len(written), "n_failed": len(failed), "dim": dim}
+
+
+def _write_parts(file: h5py.File, disk: SteadyFile, parts: Iterable[Part]) -> tuple[np.ndarray, dict[int, str]]:
+    rows: list[np.ndarray] = []
+    failed: dict[int, str] = {}
+    for part in parts:
+        failed |= part.failed
+        if len(part.rows):
+            rows.append(part.rows)
+            for name, values in part.arrays.items():
+                _append(file, name, values)
         disk.check()
-    return {"n_galaxies": len(written), "n_failed": len(failures), "dim": dim}
+    return (np.concatenate(rows) if rows else np.empty(0, np.int64)), failed
 
 
-class _SteadyFile(io.FileIO):
-    """A file that keeps in memory what the disk did not take: HDF5 crashes the process where a write fails."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "w+")
-        self._error: OSError | None = None
-        self._kept: list[tuple[int, bytes]] = []
-
-    def check(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def write(self, data: Any) -> int:
-        start, whole = self.tell(), memoryview(data).cast("B")
-        left = whole
-        try:
-            while left and self._error is None:
-                left = left[os.write(self.fileno(), left) :]
-        except OSError as error:
-            self._error = error
-        if left:
-            self._kept.append((start, bytes(whole)))
-            self.seek(start + len(whole))
-        return len(whole)
-
-    def readinto(self, buffer: Any) -> int:
-        start, target = self.tell(), memoryview(buffer).cast("B")
-        n_read = super().readinto(target) or 0
-        if self._error is None:
-            return n_read
-        target[n_read:] = bytes(len(target) - n_read)
-        for at, piece in self._kept:
-            first, last = max(at, start), min(at + len(piece), start + len(target))
-            if first < last:
-                target[first - start : last - start] = piece[first - at : last - at]
-        return len(target)
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self._error = self._error or error
-            return size or 0
-
-
-def _require_space(path: Path, needed: int) -> None:
-    free = shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise UserError(
-            f"{path}: takes at least {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free there. "
-            "Free space, or choose another folder with output_dir=..."
-        )
+def _append(file: h5py.File, name: str, values: np.ndarray) -> None:
+    if name not in file:
+        width = values.shape[1:]
+        n_rows = max(1, min(_ROWS_PER_CHUNK, _BYTES_PER_CHUNK // max(1, values[:1].nbytes)))
+        file.create_dataset(name, (0, *width), values.dtype, chunks=(n_rows, *width), maxshape=(None, *width))
+    dataset = file[name]
+    start = dataset.shape[0]
+    dataset.resize(start + len(values), axis=0)
+    dataset[start:] = values
 
 
 def _check_rows(written: np.ndarray, failed: Iterable[int], n_rows: int) -> None:
@@ -173,74 +89,46 @@ def _check_rows(written: np.ndarray, failed: Iterable[int], n_rows: int) -> None
         raise RuntimeError(f"rows are not there exactly once and in order: {np.flatnonzero(seen != 1)[:5]}")
 
 
-def _write_catalog(file: h5py.File, catalog: Catalog, rows: np.ndarray, model: VoteModel) -> None:
-    table = catalog.table.iloc[rows]
-    file.create_dataset("id", data=table["id_str"].to_numpy(object), dtype=_TEXT)
-    file.create_dataset("file_loc", data=table["file_loc"].to_numpy(object), dtype=_TEXT)
+def _write_catalog(file: h5py.File, disk: SteadyFile, catalog: Catalog, rows: np.ndarray, model: VoteModel) -> None:
+    table = catalog.table
+    for name, column in (("id", "id_str"), ("file_loc", "file_loc")):
+        _write_text(file, name, table[column], rows, disk)
     carried = file.create_group(CARRIED, track_order=True)
     for column in table.columns.difference(["id_str", "file_loc", *model.schema.label_cols], sort=False):
         if column in ("ra", "dec"):
-            file.create_dataset(column, data=table[column].to_numpy(np.float64))
+            file.create_dataset(column, data=table[column].to_numpy(np.float64)[rows])
         else:
-            _write_carried(carried, str(column), table[column])
+            _write_carried(carried, str(column), table[column], rows, disk)
 
 
-def _write_carried(group: h5py.Group, column: str, values: pd.Series) -> None:
+def _write_text(group: h5py.Group, name: str, column: pd.Series, rows: np.ndarray, disk: SteadyFile) -> None:
+    """Piece by piece: as Python's own objects, the names of ten million galaxies take gigabytes."""
+    dataset = group.create_dataset(name, (len(rows),), TEXT)
+    for start in range(0, len(rows), _TEXTS_AT_ONCE):
+        values = column.iloc[rows[start : start + _TEXTS_AT_ONCE]]
+        text = ["" if missing else str(value) for value, missing in zip(values, values.isna(), strict=True)]
+        # HDF5 ends a text at the first zero byte.
+        dataset[start : start + len(text)] = np.asarray([value.replace("\0", "") for value in text], object)
+        disk.check()
+
+
+def _write_carried(group: h5py.Group, column: str, values: pd.Series, rows: np.ndarray, disk: SteadyFile) -> None:
     # In HDF5 a slash parts folders, and a point is the folder itself.
     key = column.replace("/", "|").strip(".") or "column"
     while key in group:
         key += "_"
     if values.dtype.kind in "iufb":
+        values = values.iloc[rows]
         with_gaps = not isinstance(values.dtype, np.dtype) and values.isna().any()
         group[key] = values.to_numpy(np.float64, na_value=np.nan) if with_gaps else values.to_numpy()
     else:
-        text = ["" if missing else str(value) for value, missing in zip(values, values.isna(), strict=True)]
-        # HDF5 ends a text at the first zero byte.
-        group.create_dataset(key, data=[value.replace("\0", "") for value in text], dtype=_TEXT)
+        _write_text(group, key, values, rows, disk)
     group[key].attrs["column"] = column
 
 
-def _write_failures(file: h5py.File, catalog: Catalog, failures: FailureLog) -> None:
-    rows = sorted(failures.reasons)
+def _write_failures(file: h5py.File, catalog: Catalog, failed: Mapping[int, str]) -> None:
+    rows = sorted(failed)
     group = file.create_group("failed")
     for name in ("id_str", "file_loc"):
-        group.create_dataset(name, data=catalog.table[name].iloc[rows].to_numpy(object), dtype=_TEXT)
-    group.create_dataset("reason", data=np.asarray([failures.reasons[row] for row in rows], object), dtype=_TEXT)
-
-
-def _write_attributes(file: h5py.File, model: VoteModel, provenance: Mapping[str, Any], n_failed: int) -> None:
-    made = made_with()
-    tree = model.schema.to_tree()
-    attributes = {
-        "format": FORMAT,
-        "created": made["created"],
-        "rarezoo": made["versions"].get("rarezoo", ""),
-        "versions": canonical_json(made["versions"]),
-        "git_commit": made["git_commit"] or "",
-        # The order of the questions is that of the columns, so keys are not sorted.
-        "schema": json.dumps(tree),
-        "schema_sha256": fingerprint(tree),
-        "backbone": model.spec.backbone,
-        "transform": canonical_json(model.spec.transform),
-        "n_failed": n_failed,
-        **provenance,
-    }
-    for name, value in attributes.items():
-        file.attrs[name] = value
-    file.attrs.create("label_cols", list(model.schema.label_cols), dtype=_TEXT)
-    file.attrs["complete"] = True
-
-
-def _growing(file: h5py.File, name: str, width: int, dtype: str) -> h5py.Dataset:
-    return file.create_dataset(name, (0, width), maxshape=(None, width), dtype=dtype, chunks=(_ROWS_PER_CHUNK, width))
-
-
-def _append(dataset: h5py.Dataset, values: np.ndarray) -> None:
-    start = dataset.shape[0]
-    dataset.resize(start + len(values), axis=0)
-    dataset[start:] = values
-
-
-def _to_numpy(values: Tensor) -> np.ndarray:
-    array: np.ndarray = values.float().cpu().numpy()
-    return array
+        group.create_dataset(name, data=catalog.table[name].iloc[rows].to_numpy(object), dtype=TEXT)
+    group.create_dataset("reason", data=np.asarray([failed[row] for row in rows], object), dtype=TEXT)

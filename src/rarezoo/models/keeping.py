@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from rarezoo.cli import console
 from rarezoo.models.plain import read_plain
 from rarezoo.provenance import written_beside
+from rarezoo.signals import requeue
 
 MONITOR = "validation/loss"
 _GO_ON, _SAVE, _STOP, _REQUEUE = range(4)
@@ -106,20 +105,8 @@ def _end(trainer: Trainer, wish: int) -> None:
     if wish < _STOP:
         return
     if wish == _REQUEUE and trainer.is_global_zero:
-        _requeue()
+        requeue()
     raise KeyboardInterrupt
-
-
-def _requeue() -> None:
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        return
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-    if done.returncode:
-        reason = done.stderr.strip() or f"status {done.returncode}"
-        console.print(f"note: job {job} could not be requeued ({reason}): submit it again", markup=False)
 
 
 class PatientStopping(EarlyStopping):

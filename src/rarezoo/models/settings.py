@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from rarezoo.config import DATA_DECIDES_NOTHING, Data, Positive, RunSettings, Settings, Share
+from rarezoo.config import DATA_DECIDES_NOTHING, Data, Positive, RunSettings, Settings, Share, TrainerOptions
 from rarezoo.provenance import sha256_of_file
 
 PerChannel = float | list[float]
@@ -94,23 +94,8 @@ class TrainSettings(RunSettings):
     augment: AugmentSettings
     optim: OptimSettings
     retrain: RetrainSettings
-    trainer: dict[str, Any]
+    trainer: TrainerOptions
     save_every_minutes: float = Field(gt=0)
-
-    @field_validator("trainer")
-    @classmethod
-    def _names_devices_plainly(cls, trainer: dict[str, Any]) -> dict[str, Any]:
-        for option, default in (("devices", "auto"), ("num_nodes", 1)):
-            value = trainer.get(option, default)
-            counts = isinstance(value, int) and not isinstance(value, bool) and (value >= 1 or value == -1)
-            if option == "devices" and (value == "auto" or counts or _are_numbers(value)):
-                continue
-            if not counts or value < 1:
-                allowed = (
-                    "auto, -1, a number, or a list of numbers as [0,1]" if option == "devices" else "a number >= 1"
-                )
-                raise ValueError(f"{option}={value!r}: give {allowed}")
-        return trainer
 
     @field_validator("trainer")
     @classmethod
@@ -137,7 +122,3 @@ class TrainSettings(RunSettings):
         return self
 
     _undecisive: ClassVar[Mapping[str, Any]] = {"data": DATA_DECIDES_NOTHING, "save_every_minutes": True}
-
-
-def _are_numbers(value: object) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(type(each) is int and each >= 0 for each in value)

@@ -34,7 +34,7 @@ def map_data(galaxies: pd.DataFrame, classes: pd.DataFrame, seed: int = 0) -> di
 
     Parameters
     ----------
-    galaxies : table with id_str, file_loc, cluster, probability, x, y and optionally ra, dec
+    galaxies : table with id_str, file_loc ('' for no image), cluster, probability, x, y and optionally ra, dec
     classes : table with cluster, size, medoid_id
     seed : of the random sample that is drawn where there are more than `MAX_BULK` galaxies outside the classes
         or more than `MAX_MEMBERS` in them
@@ -53,7 +53,7 @@ def map_data(galaxies: pd.DataFrame, classes: pd.DataFrame, seed: int = 0) -> di
     bulk, members = _sample(everyone_out, MAX_BULK, rng), _sample(everyone_in, MAX_MEMBERS, rng)
     drawn = pd.concat([bulk, members])
     to_grid = _gridding(placed)
-    sheets, tiles = thumbnail_sheets(everyone_in)
+    sheets, tiles = thumbnail_sheets(everyone_in[everyone_in["file_loc"] != ""])
     return {
         "x": _packed(to_grid(drawn["x"], 0)),
         "y": _packed(to_grid(drawn["y"], 1)),

@@ -12,7 +12,8 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from rarezoo.cli import progress
-from rarezoo.data.images import ImageError, read_picture
+from rarezoo.data.addresses import ImageError
+from rarezoo.data.images import read_picture
 from rarezoo.provenance import written_beside
 
 Order = Literal["probability", "random"]
@@ -76,12 +77,13 @@ def class_montages(
     order: Order = "probability",
     seed: int = 0,
 ) -> dict[int, ClassMontage]:
-    """Write the montage of each class as class_007.jpg and so on.
+    """Write the montage of each class as class_007.jpg and so on; galaxies without an image are not shown.
 
     Parameters
     ----------
     folder : where the files go; made if absent
-    galaxies : table with `id_str`, `file_loc` (paths that can be opened), `cluster` (-1 = none) and `probability`
+    galaxies : table with `id_str`, `file_loc` (paths that can be opened, '' for no image), `cluster` (-1 = none) and
+        `probability`
     columns, rows, thumbnail : see `montage`
     order : which members are shown where there are more than places: those of highest probability,
         or a random sample, which tells better how varied a class is
@@ -89,23 +91,27 @@ def class_montages(
 
     Returns
     -------
-    class -> its montage, in ascending order of classes
+    class -> its montage, in ascending order of classes; those without any image are left out
 
     Raises
     ------
     UserError
         if the folder cannot be written to
     """
-    clusters = sorted(int(cluster) for cluster in galaxies["cluster"].unique() if cluster >= 0)
+    sizes = galaxies["cluster"].value_counts()
+    pictured = galaxies[galaxies["file_loc"] != ""]
+    clusters = sorted(int(cluster) for cluster in pictured["cluster"].unique() if cluster >= 0)
     montages = {}
     for cluster in progress(clusters, "montages", unit="class"):
-        members = galaxies[galaxies["cluster"] == cluster]
+        members = pictured[pictured["cluster"] == cluster]
         shown = pick_members(members, columns * rows, order, seed)
         image = montage([Path(file) for file in shown["file_loc"]], columns, rows, thumbnail)
         path = folder / f"class_{cluster:03d}.jpg"
         with written_beside(path) as temporary:
             image.save(temporary, quality=JPEG_QUALITY)
-        montages[cluster] = ClassMontage(path, tuple(map(str, shown["id_str"])), len(members), columns, thumbnail)
+        montages[cluster] = ClassMontage(
+            path, tuple(map(str, shown["id_str"])), int(sizes[cluster]), columns, thumbnail
+        )
     return montages
 
 

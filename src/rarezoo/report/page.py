@@ -36,8 +36,8 @@ class Report:
     cuts : one row a cut: cut, answer, threshold, removed, left; may be empty
     classes : one row a class: cluster, size, medoid_id, and optionally share, persistence, cohesion, parent, answers
         (what sets it apart: mappings with answer, mean, others); all but the first two may hold missing values
-    galaxies : one row a galaxy that passed the cuts: id_str, file_loc (a path that can be opened), cluster (-1 = none),
-        probability, x, y and optionally ra, dec (degrees)
+    galaxies : one row a galaxy that passed the cuts: id_str, file_loc (a path that can be opened, '' for no image),
+        cluster (-1 = none), probability, x, y and optionally ra, dec (degrees)
     montages : as from `class_montages`
     recovery : comparison with planted classes, one row each: class_name, members, selected, cluster, f1, purity,
         completeness; None where the truth is not known
@@ -123,6 +123,7 @@ def _facts(report: Report) -> dict[str, int]:
         "selected": len(report.galaxies),
         "classes": len(report.classes),
         "in_classes": in_classes,
+        "without_image": int((report.galaxies["file_loc"] == "").sum()),
     }
 
 

@@ -84,32 +84,24 @@ def search_and_write(
     announce : called with the name of each stage
     """
     truth = read_truth(settings.truth)
-    fractions = embeddings.vote_fractions()
-    search = search_classes(
-        embeddings.representation,
-        fractions,
-        embeddings.label_cols,
-        settings.search,
-        StageStore(settings.stages),
-        announce,
-    )
+    search = search_classes(embeddings, settings.search, StageStore(settings.stages), announce)
     rows = search.selection.rows
-    table = embeddings.to_pandas()
-    galaxies = galaxy_table(table.iloc[rows], search.tree, search.view)
+    galaxies = galaxy_table(embeddings.to_pandas(rows), search.tree, search.view)
     classes = class_table(
         search.tree,
         embeddings.representation[rows],
         search.graph.indices,
-        fractions[rows],
+        embeddings.vote_fractions(rows),
         embeddings.label_cols,
         galaxies["id_str"].tolist(),
     )
     _write_parquet(folder / "galaxies.parquet", galaxies)
     _write_parquet(folder / "classes.parquet", classes)
     with written_beside(folder / "montages") as temporary:
+        temporary.mkdir()
         drawn = class_montages(temporary, galaxies, **settings.report.model_dump())
     montages = {cluster: _moved(found, folder / "montages") for cluster, found in drawn.items()}
-    summary: dict[str, Any] = {"n_galaxies": len(table), **search.summary()}
+    summary: dict[str, Any] = {"n_galaxies": len(embeddings), **search.summary()}
     recovered = None
     if truth is not None:
         recovered, compared = compare(galaxies, truth)
@@ -120,7 +112,7 @@ def search_and_write(
         title=settings.name,
         settings=settings.decisive(),
         provenance={**made_with(), "inputs": inputs, "seed": settings.layout.seed},
-        n_catalog=len(table),
+        n_catalog=len(embeddings),
         cuts=search.selection.steps,
         classes=classes,
         galaxies=galaxies,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
 import yaml
+from numpy.typing import NDArray
 from PIL import Image
 
 from rarezoo.cli import console
@@ -63,6 +64,11 @@ class TrackedRun:
         """Log image files, or encoded images such as PNG bytes, under their names."""
         if self._run is not None:
             self._safely(lambda run: run.log({name: _image(image) for name, image in images.items()}))
+
+    def log_histograms(self, histograms: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> None:
+        """Log histograms that were counted already: name -> counts (n,) and edges of the bins (n + 1,)."""
+        if self._run is not None:
+            self._safely(lambda run: run.log({name: _histogram(*each) for name, each in histograms.items()}))
 
     def log_table(self, name: str, table: pd.DataFrame) -> None:
         """Log a table. Columns of mixed type are allowed; an index is not kept."""
@@ -237,6 +243,12 @@ def _image(image: Path | bytes) -> Any:
     import wandb
 
     return wandb.Image(Image.open(io.BytesIO(image)) if isinstance(image, bytes) else str(image))
+
+
+def _histogram(counts: NDArray[Any], edges: NDArray[Any]) -> Any:
+    import wandb
+
+    return wandb.Histogram(np_histogram=(counts, edges))
 
 
 def _table(table: pd.DataFrame) -> Any:
