@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from rarezoo.models.inference import Embedder
 
 from rarezoo.cli import UserError, quiet_libraries
 from rarezoo.config import EmbeddingSettings
@@ -19,6 +18,7 @@ from rarezoo.data.catalog import read_catalog
 from rarezoo.data.datamodule import GalaxyDataModule
 from rarezoo.embeddings.embed import Embedding, feature_moments
 from rarezoo.embeddings.parts import Parts, cut_into_blocks
+from rarezoo.models.inference import Embedder
 from rarezoo.models.vote_model import ModelSpec, VoteModel
 from rarezoo.ranks import Ranks, join_ranks
 
