@@ -78,7 +78,7 @@ def do_step(step: str, folder: Path) -> None:
         write_embeddings(folder / "embeddings.h5", catalog, every, model, {"image_root": ""})
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": seconds, "before": before / 1e6, "peak": peak / 1e6}))
+    print(json.dumps({"seconds": seconds, "before": before * 1024 / 1e9, "peak": peak * 1024 / 1e9}))
 
 
 def main() -> None:

@@ -180,9 +180,12 @@ def _blank(column: pd.Series) -> NDArray[np.bool_]:
 
 def _repeated(ids: pd.Series) -> NDArray[np.bool_]:
     """Where an id is that an earlier row has. Their hashes take a tenth of the memory that the ids themselves do."""
-    hashes = np.concatenate([hash_array(piece.to_numpy(object), categorize=False) for piece in _pieces(ids)])
+    hashes = np.empty(len(ids), np.uint64)
+    for number, piece in enumerate(_pieces(ids)):
+        start = number * _TEXTS_AT_ONCE
+        hashes[start : start + len(piece)] = hash_array(piece.to_numpy(object), categorize=False)
     hashes.sort()
-    if (np.diff(hashes) > 0).all():
+    if not (hashes[1:] == hashes[:-1]).any():
         return np.zeros(len(ids), dtype=bool)
     return ids.duplicated().to_numpy()
 
@@ -197,7 +200,8 @@ def _check_coordinates(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         if wrong.any():
             text = _fault(name, "impossible coordinate", wrong, table["id_str"], table[name])
             faults.append(f"{text}. Coordinates are decimal degrees, '{name}' within {low:g} to {high:g}.")
-        table = table.assign(**{name: values})
+        if table[name].dtype != np.float64:
+            table = table.assign(**{name: values})
     return table, sorted(faults)
 
 

@@ -20,7 +20,7 @@ from rarezoo.provenance import canonical_json
 
 _ROWS_PER_CHUNK = 4096
 _BYTES_PER_CHUNK = 4 << 20
-_TEXTS_AT_ONCE = 65_536
+_ROWS_AT_ONCE = 65_536
 
 
 def write_embeddings(
@@ -84,9 +84,12 @@ def _append(file: h5py.File, name: str, values: np.ndarray) -> None:
 def _check_rows(written: np.ndarray, failed: Iterable[int], n_rows: int) -> None:
     if len(written) == 0:
         raise UserError("none of the catalog's images could be read. Check data.image_root and the files.")
-    seen = np.bincount(np.concatenate([written, np.asarray(list(failed), np.int64)]), minlength=n_rows)
-    if len(seen) > n_rows or (seen != 1).any() or (np.diff(written) <= 0).any():
-        raise RuntimeError(f"rows are not there exactly once and in order: {np.flatnonzero(seen != 1)[:5]}")
+    places = np.asarray(list(failed), np.int64)
+    in_order = (written[1:] > written[:-1]).all() and written[0] >= 0 and max(written[-1], *places, 0) < n_rows
+    if not in_order or len(written) + len(places) != n_rows or np.isin(places, written).any():
+        raise RuntimeError(
+            f"{n_rows} rows are not there exactly once and in order: {len(written)} and {len(places)} are"
+        )
 
 
 def _write_catalog(file: h5py.File, disk: SteadyFile, catalog: Catalog, rows: np.ndarray, model: VoteModel) -> None:
@@ -96,16 +99,22 @@ def _write_catalog(file: h5py.File, disk: SteadyFile, catalog: Catalog, rows: np
     carried = file.create_group(CARRIED, track_order=True)
     for column in table.columns.difference(["id_str", "file_loc", *model.schema.label_cols], sort=False):
         if column in ("ra", "dec"):
-            file.create_dataset(column, data=table[column].to_numpy(np.float64)[rows])
+            _write_numbers(file, column, table[column].to_numpy(np.float64), rows)
         else:
             _write_carried(carried, str(column), table[column], rows, disk)
+
+
+def _write_numbers(file: h5py.File, name: str, values: np.ndarray, rows: np.ndarray) -> None:
+    dataset = file.create_dataset(name, (len(rows),), values.dtype)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        dataset[start : start + _ROWS_AT_ONCE] = values[rows[start : start + _ROWS_AT_ONCE]]
 
 
 def _write_text(group: h5py.Group, name: str, column: pd.Series, rows: np.ndarray, disk: SteadyFile) -> None:
     """Piece by piece: as Python's own objects, the names of ten million galaxies take gigabytes."""
     dataset = group.create_dataset(name, (len(rows),), TEXT)
-    for start in range(0, len(rows), _TEXTS_AT_ONCE):
-        values = column.iloc[rows[start : start + _TEXTS_AT_ONCE]]
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        values = column.iloc[rows[start : start + _ROWS_AT_ONCE]]
         text = ["" if missing else str(value) for value, missing in zip(values, values.isna(), strict=True)]
         # HDF5 ends a text at the first zero byte.
         dataset[start : start + len(text)] = np.asarray([value.replace("\0", "") for value in text], object)
