@@ -86,7 +86,8 @@ def _check_rows(written: np.ndarray, failed: Iterable[int], n_rows: int) -> None
         raise UserError("none of the catalog's images could be read. Check data.image_root and the files.")
     places = np.asarray(list(failed), np.int64)
     in_order = (written[1:] > written[:-1]).all() and written[0] >= 0 and max(written[-1], *places, 0) < n_rows
-    if not in_order or len(written) + len(places) != n_rows or np.isin(places, written).any():
+    twice = written[np.searchsorted(written, places).clip(max=len(written) - 1)] == places
+    if not in_order or len(written) + len(places) != n_rows or twice.any():
         raise RuntimeError(
             f"{n_rows} rows are not there exactly once and in order: {len(written)} and {len(places)} are"
         )
