@@ -10,8 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from rarezoo.cli import closing_lines, next_command, on_terminal, run_script, same_job, settle_in
 from rarezoo.config import EMBED_READS, validated
+from rarezoo.models.biased_settings import BiasedSettings
 from rarezoo.models.settings import TrainSettings
-from rarezoo.provenance import RunFolder
+from rarezoo.provenance import RunFolder, sweep_of
 
 CONF = Path(__file__).resolve().parent / "conf"
 
@@ -22,6 +23,8 @@ def main(config: DictConfig) -> None:
     settle_in()
     job = HydraConfig.get()
     resolved = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+    if config.task == "biased":
+        return train_biased(config, resolved)
     settings = validated(TrainSettings, resolved, "train.py", job.overrides.task)
     folder = Path(job.runtime.output_dir)
     # torch and Lightning take seconds to import: a mistyped option is answered, and a worker process starts, without.
@@ -85,6 +88,51 @@ def main(config: DictConfig) -> None:
         following = next_command("embed.py", job.overrides.task, EMBED_READS, elsewhere)
         outputs = {"checkpoint": best, "figures": folder / "figures", **note_in_sweep(folder)}
         closing_lines(outputs, run.summary, following, done_before)
+
+
+def train_biased(config: DictConfig, resolved: dict[str, Any]) -> None:
+    """Train a classifier on a biased data set (docs/objectives.md)."""
+    job = HydraConfig.get()
+    settings = validated(BiasedSettings, resolved, "train.py", job.overrides.task)
+    folder = Path(job.runtime.output_dir)
+    from lightning import seed_everything
+
+    from rarezoo.data.biased.datamodule import BiasedDataModule
+    from rarezoo.data.biased.prepare import prepare_biased
+    from rarezoo.models.biased import biased_callbacks, fit_biased, make_biased_training
+    from rarezoo.ranks import count_ranks, join_ranks, lightning_plugins, start_ranks
+    from rarezoo.report.biased import write_objectives
+    from rarezoo.report.wandb import lightning_loggers, tracked_run
+
+    n_ranks = count_ranks(settings.trainer)
+    ranks = join_ranks(n_ranks)
+    if ranks is None:
+        return start_ranks(n_ranks, same_job(__file__, job.overrides.task, folder))
+    found = ranks.leader_first(lambda: prepare_biased(settings.bias))
+    data = BiasedDataModule(found, settings.classifier.batch_size, settings.seed)
+    resumed, best = "checkpoints/last.ckpt", folder / "best.ckpt"
+    about = (folder, "train", settings.decisive(), {"bias": found.sha256}, settings.overwrite, resumed, best)
+    with ranks.claimed(lambda: RunFolder(*about)) as run:
+        done_before = run.complete
+        if not done_before:
+            seed_everything(settings.seed, workers=True, verbose=False)
+            training = make_biased_training(settings, data)
+            group: dict[str, Any] = {"group": settings.name, "job_type": "train", "config": resolved}
+            with tracked_run(**settings.logger.model_dump(), folder=folder, **group) as tracked:
+                trainer = hydra.utils.instantiate(
+                    config.trainer,
+                    callbacks=biased_callbacks(folder, settings),
+                    logger=lightning_loggers(tracked, folder),
+                    plugins=lightning_plugins(n_ranks),
+                    default_root_dir=str(folder),
+                    enable_progress_bar=on_terminal() and ranks.leads,
+                )
+                run.finish(fit_biased(trainer, training, data, folder, run.resumable, ranks))
+                tracked.summary(run.summary)
+    if ranks.leads:
+        sweep = sweep_of(folder)
+        tables = write_objectives(sweep) if sweep else {}
+        closing_lines({"checkpoint": best, **tables}, run.summary, None, done_before)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Rate at which a catalog is embedded, beside that of the bare model and of timm with a plain torch data set.
 
     taskset -c 0,1 python benchmarks/embedding.py
-    taskset -c 0,1 python benchmarks/embedding.py --catalog packed/catalog.parquet
+    taskset -c 0,1 python benchmarks/embedding.py --catalog galaxies.parquet --images 2048
 
 All rows are of the same images, random weights, machine and run, each in a process of its own:
 
 - bare: timm's model on tensors in memory, without reading or transforming anything. The fastest of each precision is
   the limit that the others are compared with.
 - Embedder: rarezoo's on images in memory, transformed and with bottleneck and head.
-- rarezoo: from JPEG files, or whatever a catalog names, to the arrays that are written.
+- rarezoo: from JPEG files, or whatever a catalog names, and from tar shards of the same, to the arrays that are
+  written.
 - plain torch: from JPEG files with timm, Pillow, and torchvision's transforms in the order of Galaxy Zoo's own test
   transform: scaled by 1.2 at full size, resized, cropped, divided by 255.
 
@@ -48,6 +49,7 @@ from torchvision.transforms import v2
 from rarezoo.data.catalog import read_catalog
 from rarezoo.data.datamodule import GalaxyDataModule
 from rarezoo.data.images import read_image
+from rarezoo.data.packing import CATALOG_NAME, Packing, pack
 from rarezoo.models.inference import Embedder
 from rarezoo.models.vote_model import ModelSpec, VoteModel
 
@@ -202,11 +204,15 @@ def rows_of(settings: argparse.Namespace, backbone: str) -> list[dict[str, Any]]
             name = "compiled" if compiled else "eager"
             ours = {"variant": name, "compiled": compiled, "precision": precision}
             rows.append({"route": "Embedder", **ours})
-            rows += [{"route": "rarezoo", "workers": workers, **ours} for workers in settings.workers]
+            rows += [
+                {"route": route, "workers": workers, **ours}
+                for workers in settings.workers
+                for route in ("rarezoo", "rarezoo, shards")
+            ]
     rows.append({"route": "plain torch", "variant": "eager", "precision": "float32", "workers": 2})
     common = {name: getattr(settings, name) for name in ("batch", "threads", "repeats")}
     common |= {"backbone": backbone, "n_images": settings.images}
-    return [{**row, **common} for row in rows if row["route"] in ("bare", *settings.routes)]
+    return [{**row, **common} for row in rows if row["route"].split(",")[0] in ("bare", *settings.routes)]
 
 
 def measured(row: dict[str, Any]) -> dict[str, Any]:
@@ -260,10 +266,13 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as name:
         catalog = settings.catalog or write_galaxies(Path(name), settings.images)
+        packed = Path(name) / "packed" / CATALOG_NAME
+        pack(read_catalog(catalog), packed.parent, Packing())
         for backbone in settings.backbones:
             rows = []
             for number, row in enumerate(rows_of(settings, backbone)):
-                row |= {"catalog": str(catalog), "features": f"{name}/{number}.npy"}
+                read = packed if row["route"].endswith("shards") else catalog
+                row |= {"catalog": str(read), "features": f"{name}/{number}.npy"}
                 rows.append(measured(row))
                 shown = (row["route"], row["variant"], row["precision"], row.get("workers"))
                 print(*shown, f"{rows[-1]['rate']:.1f}", file=sys.stderr, flush=True)

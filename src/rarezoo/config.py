@@ -216,6 +216,9 @@ CLUSTER_READS = frozenset(
         "neighbours",
         "layout",
         "tree",
+        "trust",
+        "groups",
+        "decisions",
         "report",
         "logger",
     }
@@ -308,3 +311,50 @@ def _locate(model: type[BaseModel], location: Sequence[int | str]) -> tuple[str,
             continue
         names.append(str(part))
     return ".".join(names), owner
+
+
+EMBEDDING_SUFFIXES = (".h5", ".hdf5")
+
+
+class ComparisonSettings(Settings):
+    """What similarity.py compares, and on which images (conf/similarity.yaml)."""
+
+    a: str = Field(min_length=1)
+    b: str = Field(min_length=1)
+    weights: str | None
+    layers_a: list[str] = Field(min_length=1)
+    layers_b: list[str] = Field(min_length=1)
+    features: Literal["flatten", "average"]
+    split: Literal["all", "train", "validation", "test"]
+    n_images: Annotated[int, Field(ge=4)] | None
+    batch_size: int = Field(ge=4)
+    orders: int = Field(ge=1, le=100)
+    device: str
+
+    @property
+    def of_embeddings(self) -> bool:
+        """Whether two files of embeddings are compared, rather than two networks."""
+        return self.a.endswith(EMBEDDING_SUFFIXES)
+
+    @model_validator(mode="after")
+    def _compares_like_with_like(self) -> Self:
+        if self.of_embeddings != self.b.endswith(EMBEDDING_SUFFIXES):
+            raise ValueError(
+                f"a={self.a} and b={self.b}: a file of embeddings is compared with another one. Give two of them, or "
+                "two of checkpoints and timm names"
+            )
+        return self
+
+
+class SimilaritySettings(RunSettings):
+    """Settings of similarity.py."""
+
+    data: Data
+    tree: dict[str, Any] = Field(alias="schema")
+    similarity: ComparisonSettings
+
+    _undecisive = {
+        "data": {*DATA_DECIDES_NOTHING, "batch_size", "on_bad_votes", "fractional_votes"},
+        # What is compared is told by its content.
+        "similarity": {"a", "b", "device"},
+    }

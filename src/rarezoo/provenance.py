@@ -24,7 +24,21 @@ from rarezoo.cli import UserError, unwritable
 
 RECORD_NAME = "run.json"
 SWEEP_MARK = "multirun.yaml"
-_PACKAGES = ("rarezoo", "torch", "lightning", "timm", "numpy", "umap-learn", "pynndescent", "hdbscan", "scikit-learn")
+_PACKAGES = (
+    "rarezoo",
+    "torch",
+    "lightning",
+    "timm",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "umap-learn",
+    "pynndescent",
+    "faiss-cpu",
+    "cuml",
+    "fast_hdbscan",
+    "hdbscan",
+)
 
 
 def canonical_json(value: object) -> str:

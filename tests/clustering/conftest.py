@@ -28,7 +28,7 @@ class Planted:
     def representation(self) -> np.ndarray:
         return self.x
 
-    def fractions_of(self, answers):
+    def votes_for(self, answers, of):
         return [self.vote_fractions[:, [self.label_cols.index(answer) for answer in answers]]]
 
 

@@ -1,26 +1,43 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
+from sklearn.neighbors import NearestNeighbors
 
-from rarezoo.clustering.classes import class_table, cohesion, distinguishing_answers, galaxy_table, medoids
-from rarezoo.clustering.neighbours import neighbour_graph
+from rarezoo.clustering.classes import class_table, distinguishing_answers, galaxy_table, medoids, nearest_classes
 from rarezoo.clustering.tree import ClassTree
 
 
-def _tree(labels):
+def neighbours_of(x):
+    """Each row and its ten nearest others."""
+    others = NearestNeighbors(n_neighbors=10, algorithm="brute").fit(x).kneighbors(return_distance=False)
+    return np.column_stack([np.arange(len(x)), others])
+
+
+def _tree(labels, births=None):
+    """Classes that part from the root, at 1 where nothing else is said."""
     labels = np.asarray(labels, np.int32)
     n, k = len(labels), int(labels.max()) + 1
+    nodes = np.arange(n + 1, n + 1 + k)
+    sizes = np.bincount(labels + 1, minlength=k + 1)[1:]
+    condensed = {
+        "parent": [*[n] * k, *np.where(labels < 0, n, n + 1 + labels)],
+        "child": [*nodes, *range(n)],
+        "lambda_val": [*(np.ones(k) if births is None else births), *np.full(n, 9.0)],
+        "child_size": [*sizes, *[1] * n],
+    }
     return ClassTree(
         labels=labels,
         probabilities=np.ones(n, np.float32),
         outlier_scores=np.zeros(n, np.float32),
         persistence=np.linspace(0.9, 0.1, k),
-        nodes=np.arange(n + 1, n + 1 + k),
+        nodes=nodes,
         parents=np.full(k, n),
-        condensed=pd.DataFrame(columns=["parent", "child", "lambda_val", "child_size"]),
+        condensed=pd.DataFrame(condensed),
     )
 
 
@@ -36,27 +53,6 @@ def test_medoid_has_the_smallest_sum_of_squared_distances(n_rows, n_classes, see
         sums = cdist(x[members], x[members], "sqeuclidean").sum(axis=1)
         assert labels[medoid] == cluster
         assert sums[members == medoid][0] <= sums.min() * (1 + 1e-6)
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.integers(12, 60), st.integers(0, 999), st.integers(1, 11))
-def test_cohesion_is_the_share_of_neighbours_of_the_same_class(n_rows, seed, n_neighbors):
-    rng = np.random.default_rng(seed)
-    labels = np.concatenate([[0, 0, 1, 1], rng.integers(-1, 2, n_rows - 4)])
-    graph = neighbour_graph(rng.normal(size=(n_rows, 3)).astype(np.float32), 10, "exact")
-    found = cohesion(labels, graph.indices, 2, n_neighbors)
-    for cluster in (0, 1):
-        members = np.flatnonzero(labels == cluster)
-        k = min(n_neighbors, 9, len(members) - 1)
-        shares = [sum(labels[j] == cluster for j in graph.indices[i][1 : k + 1]) / k for i in members]
-        assert found[cluster] == pytest.approx(np.mean(shares))
-
-
-def test_planted_groups_cohere_and_a_random_class_coheres_no_more_than_its_share(planted):
-    graph = neighbour_graph(planted.x, 11, "exact")
-    assert cohesion(planted.group, graph.indices, 3).min() > 0.95
-    drawn = np.where(np.random.default_rng(0).random(len(planted.x)) < 0.3, 0, -1)
-    assert cohesion(drawn, graph.indices, 1)[0] == pytest.approx(0.3, abs=0.05)
 
 
 @settings(deadline=None, max_examples=40)
@@ -87,9 +83,9 @@ def test_a_class_of_all_galaxies_is_set_apart_by_nothing():
 
 
 def test_class_table_tells_bars_from_the_bulk(planted, tmp_path):
-    graph = neighbour_graph(planted.x, 11, "exact")
+    graph = neighbours_of(planted.x)
     ids = [f"J{row}" for row in range(len(planted.x))]
-    table = class_table(_tree(planted.group), planted.x, graph.indices, planted.vote_fractions, planted.label_cols, ids)
+    table = class_table(_tree(planted.group), planted.x, graph, planted.vote_fractions, planted.label_cols, ids)
     assert table["size"].tolist() == [40, 60, 90]
     np.testing.assert_allclose(table["share"], np.array([40, 60, 90]) / 1190)
     assert (planted.group[table["medoid_row"]] == table["cluster"]).all()
@@ -100,10 +96,44 @@ def test_class_table_tells_bars_from_the_bulk(planted, tmp_path):
     assert set(again["answers"][0][0]) == {"answer", "mean", "others", "effect"}
 
 
+def test_class_table_sums_up_its_members(planted):
+    rng = np.random.default_rng(3)
+    n = len(planted.x)
+    probabilities, scores = rng.random(n).astype(np.float32), rng.random(n).astype(np.float32)
+    tree = replace(_tree(planted.group, [2.0, 3.0, 4.0]), probabilities=probabilities, outlier_scores=scores)
+    graph = neighbours_of(planted.x)
+    ids = [f"J{row}" for row in range(n)]
+    table = class_table(tree, planted.x, graph, planted.vote_fractions, planted.label_cols, ids)
+    for row in table.itertuples():
+        members = planted.group == row.cluster
+        assert row.mean_probability == pytest.approx(probabilities[members].mean(), rel=1e-5)
+        assert row.mean_outlier_score == pytest.approx(scores[members].mean(), rel=1e-5)
+        assert row.max_outlier_score == pytest.approx(scores[members].max())
+        assert row.cohesion_random == pytest.approx((members.sum() - 1) / (n - 1))
+    assert table["birth_lambda"].tolist() == [2, 3, 4]
+    assert (table["cohesion_z"] > 50).all()
+    means = [planted.x[planted.group == cluster].mean(axis=0) for cluster in range(3)]
+    apart = cdist(means, means)
+    assert table["nearest"].tolist() == [sorted({0, 1, 2} - {own}, key=lambda c: apart[own, c]) for own in range(3)]
+    np.testing.assert_allclose(table["nearest_distance"], (apart + 99 * np.eye(3)).min(axis=1), rtol=1e-5)
+
+
+def test_the_only_class_is_near_to_none():
+    nearest, distance = nearest_classes(np.ones((1, 4)))
+    assert nearest == [[]]
+    assert np.isnan(distance).all()
+
+
+def test_classes_of_one_mean_are_each_others_nearest_and_not_their_own():
+    nearest, distance = nearest_classes(np.array([[0.0, 1], [0, 1], [5, 5]]))
+    assert [found[0] for found in nearest[:2]] == [1, 0]
+    assert distance[:2].tolist() == [0, 0]
+
+
 def test_a_search_without_classes_gives_an_empty_table_with_its_columns():
     table = class_table(_tree([-1, -1]), np.zeros((2, 3)), np.array([[0, 1], [1, 0]]), np.zeros((2, 1)), ["a"], "xy")
     assert table.empty
-    assert {"cluster", "size", "persistence", "medoid_id", "answers", "parent"} <= set(table)
+    assert {"cluster", "size", "persistence", "medoid_id", "answers", "parent", "nearest", "cohesion_z"} <= set(table)
 
 
 def test_galaxy_table_carries_the_catalog_and_renames_what_bears_a_name_of_ours():
@@ -112,13 +142,21 @@ def test_galaxy_table_carries_the_catalog_and_renames_what_bears_a_name_of_ours(
     )
     table = galaxy_table(catalog, _tree([0, -1]), np.array([[1.5, 2.5], [3.5, 4.5]]))
     assert table.columns.tolist() == [
-        *("id_str", "ra", "cluster", "probability", "outlier_score", "x", "y"),
+        *("id_str", "ra", "cluster", "found_cluster", "probability", "outlier_score", "x", "y"),
         *("catalog_catalog_x", "redshift", "catalog_x"),
     ]
     assert table["x"].tolist() == [1.5, 3.5]
     assert table["catalog_catalog_x"].tolist() == [7, 8]
     assert table["id_str"].tolist() == ["a", "b"]
     assert table["cluster"].tolist() == [0, -1]
+
+
+def test_galaxy_table_keeps_the_classes_that_were_found_beside_those_decided():
+    table = galaxy_table(
+        pd.DataFrame({"id_str": list("abc")}), _tree([0, -1, -1]), np.zeros((3, 2)), np.array([2, 1, -1])
+    )
+    assert table["cluster"].tolist() == [0, -1, -1]
+    assert table["found_cluster"].tolist() == [2, 1, -1]
 
 
 def test_tables_of_different_lengths_are_refused():

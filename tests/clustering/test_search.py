@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from rarezoo.cli import UserError
-from rarezoo.clustering import search as search_module
+from rarezoo.clustering import pipeline as pipeline_module
 from rarezoo.clustering.classes import class_table
 from rarezoo.clustering.scores import recovery, summary
 from rarezoo.clustering.search import search_classes
@@ -62,24 +62,49 @@ def test_planted_groups_cohere_and_are_told_apart_by_their_bars(planted, found):
 
 
 def test_a_second_search_computes_nothing(planted, store, found, monkeypatch):
-    for name in ("neighbour_graph", "umap_layout", "build_tree"):
-        monkeypatch.delattr(search_module, name)
+    for name in ("find_neighbours", "fuzzy_graph", "initial_layout", "umap_layout", "spanning_tree", "class_tree"):
+        monkeypatch.delattr(pipeline_module, name)
     announced = []
     again = _search(planted, store, announced.append)
     np.testing.assert_array_equal(again.tree.labels, found.tree.labels)
-    assert again.summary()["stages_reused"] == 4
-    assert again.summary()["seconds_computed"] == 0
-    assert announced == ["selection", "neighbours", "layout", "view", "tree"]
+    assert all(stage.reused for stage in again.stages.values())
+    assert announced == ["selection", "neighbours", "layout", "view", "spanning tree", "classes"]
 
 
-def test_another_tree_reuses_the_layout(planted, store, found):
-    other = _search(planted, store, tree={"min_samples": 10, "method": "leaf"})
-    assert {name: stage.reused for name, stage in other.stages.items()} == {
-        "neighbours": True,
-        "layout": True,
-        "view": True,
-        "tree": False,
-    }
+def computed(planted, store, **groups):
+    """Names of the stages that a search had to compute."""
+    return {name for name, stage in _search(planted, store, **groups).stages.items() if not stage.reused}
+
+
+def test_another_setting_of_the_tree_is_read_off_the_same_spanning_tree(planted, store, found):
+    assert computed(planted, store, tree={"min_cluster_size": 10, "method": "leaf"}) == {"tree"}
+
+
+def test_another_min_samples_reuses_the_layout(planted, store, found):
+    assert computed(planted, store, tree={"min_samples": 10}) == {"spanning", "tree"}
+
+
+def test_fewer_neighbours_are_taken_from_the_same_graph(planted, store, found):
+    assert "neighbours" not in computed(planted, store, layout={"n_neighbors": 10})
+
+
+def test_every_stage_of_a_sweep_is_computed_once_whatever_the_order(planted, tmp_path):
+    grid = [(n, d, s, size) for n in (10, 15) for d in (2, 3) for s in (5, 10) for size in (10, 20)]
+    orders = {"forth": grid, "back": grid[::-1]}
+    made = {}
+    for order, settings in orders.items():
+        store = StageStore(tmp_path / order)
+        for n_neighbors, n_components, min_samples, size in settings:
+            # Spectral starts of a graph in pieces, as that of the planted groups is, are not shared over dimensions.
+            layout = {"n_neighbors": n_neighbors, "n_components": n_components, "n_epochs": 5, "init": "pca"}
+            _search(planted, store, layout=layout, tree={"min_samples": min_samples, "min_cluster_size": size})
+        made[order] = {name: stage["computed"] for name, stage in store.summary()["stages"].items()}
+        assert sorted(path.name for path in store.root.glob("*-*")) == sorted(
+            path.name for path in (tmp_path / "forth").glob("*-*")
+        )
+    # Layouts of two dimensions are views too.
+    assert made["forth"] == {"neighbours": 1, "fuzzy": 2, "start": 2, "layout": 4, "spanning": 8, "tree": 16}
+    assert made["back"] == made["forth"]
 
 
 def test_in_two_dimensions_the_view_is_the_layout(planted, store, found):
@@ -90,12 +115,34 @@ def test_in_two_dimensions_the_view_is_the_layout(planted, store, found):
 
 def test_cuts_that_keep_the_same_galaxies_share_all_stages(planted, store, found):
     twice = {**CUTS, "again": {"answer": "smooth-or-featured*_artifact", "below": 0.5}}
-    assert _search(planted, store, cuts=twice).summary()["stages_reused"] == 4
+    assert not computed(planted, store, cuts=twice)
 
 
 def test_the_number_that_auto_turns_on_does_not_make_another_stage(planted, store, found):
-    settings = {"method": "exact", "exact_below": 7}
-    assert _search(planted, store, neighbours=settings).summary()["stages_reused"] == 4
+    assert not computed(planted, store, neighbours={"method": "exact", "exact_below": 7})
+
+
+def test_without_a_layout_the_tree_is_of_the_neighbour_graph(planted, store, found):
+    groups = {"layout": {"method": "none"}, "tree": {"min_samples": 5, "method": "leaf"}}
+    direct = _search(planted, store, **groups)
+    assert direct.layout is None
+    assert "layout" not in direct.stages
+    assert direct.stages["view"].reused
+    truth = np.where(planted.group >= 0, planted.group.astype(str), "")[direct.selection.rows]
+    assert summary(recovery(direct.tree.labels, truth), direct.tree.labels, truth)["found_f1_80"] == 3
+
+
+def test_without_a_layout_the_graph_is_as_wide_as_min_samples_needs(planted, tmp_path):
+    groups = {"neighbours": {"width": 20}, "layout": {"method": "none"}, "tree": {"min_samples": 40}}
+    direct = _search(planted, StageStore(tmp_path / "stages"), **groups)
+    assert direct.graph.indices.shape[1] == 41
+
+
+def test_a_new_version_of_a_package_computes_its_stages_anew(planted, store, found, monkeypatch):
+    versions = {**pipeline_module.versions(), "umap-learn": "99.0"}
+    monkeypatch.setattr(pipeline_module, "versions", lambda: versions)
+    assert "neighbours" not in (again := computed(planted, store))
+    assert {"layout", "view"} <= again
 
 
 def test_summary_counts_galaxies_and_classes(found):

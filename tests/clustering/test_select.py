@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ COLS = ["smooth-or-featured-dr5_smooth", "disk-edge-on-dr5_yes", "disk-edge-on-d
 
 @dataclass
 class Galaxies:
-    """Votes in pieces of two rows."""
+    """Votes in pieces of two rows; joint votes are half of the fractions."""
 
     fractions: np.ndarray
     label_cols: list[str]
@@ -24,9 +25,11 @@ class Galaxies:
     def __len__(self):
         return len(self.fractions)
 
-    def fractions_of(self, answers):
+    def votes_for(self, answers, of):
         columns = [self.label_cols.index(answer) for answer in answers]
-        return (self.fractions[row : row + 2, columns] for row in range(0, len(self), 2))
+        joint = np.array([share == "joint" for share in of])
+        votes = np.where(joint, self.fractions[:, columns] * 0.5, self.fractions[:, columns])
+        return (votes[row : row + 2] for row in range(0, len(self), 2))
 
 
 def select(fractions, label_cols, cuts):
@@ -49,35 +52,53 @@ def test_a_galaxy_at_a_threshold_that_binary_fractions_cannot_hold_is_removed():
 
 def test_steps_say_what_each_cut_removed_of_what_the_one_before_left():
     fractions = np.array([[0.9, 0.9, 0], [0.9, 0, 0], [0.1, 0.9, 0], [0.1, 0.1, 0]])
-    cuts = {"smooth": Cut(answer=COLS[0], below=0.5), "edge_on": Cut(answer="disk-edge-on*_yes", below=0.3)}
-    steps = select(fractions, COLS, cuts).steps
-    assert steps.to_dict("list") == {
-        "cut": ["smooth", "edge_on"],
-        "answer": [COLS[0], COLS[1]],
-        "threshold": [0.5, 0.3],
-        "removed": [2, 1],
-        "left": [2, 1],
+    cuts = {
+        "smooth": Cut(answer=COLS[0], below=0.5),
+        "edge_on": Cut(answer="disk-edge-on*_yes", at_least=0.05, below=0.3, of="joint"),
     }
+    steps = select(fractions, COLS, cuts).steps
+    expected = pd.DataFrame(
+        {
+            "cut": ["all", "smooth", "edge_on"],
+            "answer": ["", COLS[0], COLS[1]],
+            "of": ["", "fraction", "joint"],
+            "at_least": [np.nan, np.nan, 0.05],
+            "below": [np.nan, 0.5, 0.3],
+            "removed": [0, 2, 1],
+            "left": [4, 2, 1],
+        }
+    )
+    pd.testing.assert_frame_equal(steps, expected)
 
 
 def test_without_cuts_every_row_is_kept():
     found = select(np.zeros((4, 3)), COLS, {})
     assert found.rows.tolist() == [0, 1, 2, 3]
-    assert found.steps.empty
+    assert found.steps[["cut", "removed", "left"]].to_numpy().tolist() == [["all", 0, 4]]
 
 
-@settings(deadline=None, max_examples=30)
+bounds = st.tuples(st.none() | st.floats(0, 0.99), st.none() | st.floats(0.01, 1)).filter(
+    lambda pair: pair != (None, None) and (None in pair or pair[0] < pair[1])
+)
+
+
+@settings(deadline=None, max_examples=60)
 @given(
     arrays(np.float32, st.tuples(st.integers(1, 30), st.just(3)), elements=st.floats(0, 1, width=32)),
-    st.lists(st.tuples(st.sampled_from(COLS), st.floats(0.01, 1)), max_size=4),
+    st.lists(st.tuples(st.sampled_from(COLS), bounds, st.sampled_from(["fraction", "joint"])), max_size=4),
 )
 def test_selection_is_the_rows_that_pass_all_cuts_one_by_one(fractions, wanted):
-    cuts = {f"cut{i}": Cut(answer=answer, below=below) for i, (answer, below) in enumerate(wanted)}
-    rows = [
-        i
-        for i, row in enumerate(fractions)
-        if all(row[COLS.index(answer)] < np.float32(below) for answer, below in wanted)
-    ]
+    cuts = {
+        f"cut{i}": Cut(answer=answer, at_least=low, below=high, of=of)
+        for i, (answer, (low, high), of) in enumerate(wanted)
+    }
+
+    def passes(row, answer, pair, of):
+        value = row[COLS.index(answer)] * np.float32(0.5 if of == "joint" else 1)
+        low, high = pair
+        return (low is None or value >= np.float32(low)) and (high is None or value < np.float32(high))
+
+    rows = [i for i, row in enumerate(fractions) if all(passes(row, *cut) for cut in wanted)]
     if not rows:
         with pytest.raises(UserError, match="none of"):
             select(fractions, COLS, cuts)
@@ -85,6 +106,7 @@ def test_selection_is_the_rows_that_pass_all_cuts_one_by_one(fractions, wanted):
     found = select(fractions, COLS, cuts)
     assert found.rows.tolist() == rows
     assert found.steps["removed"].sum() == len(fractions) - len(rows)
+    assert found.steps["left"].iloc[-1] == len(rows)
 
 
 def test_a_pattern_for_no_column_is_refused_with_candidates():
@@ -122,7 +144,15 @@ def test_cuts_on_votes_that_are_not_there_are_refused_with_both_ways_on():
         select(np.empty((3, 0)), [], {"smooth": Cut(answer=COLS[0], below=0.5)})
 
 
-@pytest.mark.parametrize("below", [0, -0.1, 1.01, float("nan")])
-def test_a_threshold_outside_0_to_1_is_refused(below):
-    with pytest.raises(ValidationError, match="below"):
-        Cut(answer="a", below=below)
+@pytest.mark.parametrize("bound", ["below", "at_least"])
+@pytest.mark.parametrize("value", [-0.1, 1.01, float("nan")])
+def test_a_threshold_outside_0_to_1_is_refused(bound, value):
+    with pytest.raises(ValidationError, match=bound):
+        Cut(answer="a", **{bound: value})
+
+
+def test_cuts_that_bound_nothing_or_leave_nothing_are_refused():
+    with pytest.raises(ValidationError, match="give below, at_least, or both"):
+        Cut(answer="a")
+    with pytest.raises(ValidationError, match=r"at_least=0\.5 and below=0\.5 leave nothing"):
+        Cut(answer="a", at_least=0.5, below=0.5)

@@ -329,7 +329,7 @@ def test_full_disk_stops_the_run_before_the_last_part(model, tmp_path, monkeypat
     # More than HDF5 keeps in memory before it writes at all.
     parts = many_rows(600_000)
     with pytest.raises(UserError, match="No space left"):
-        write(tmp_path / "e.h5", model, parts=parts)
+        write(tmp_path / "e.h5", model, make_catalog(600_000), parts)
     assert next(parts, None) is not None
 
 

@@ -30,7 +30,7 @@ def a_search(n_classes, n_bulk=500, members=6):
     return galaxies, classes
 
 
-CUTS = pd.DataFrame({"cut": ["smooth $x_", "edge_on"], "removed": [600, 0], "left": [400, 400]})
+CUTS = pd.DataFrame({"cut": ["all", "smooth $x_", "edge_on"], "removed": [0, 600, 0], "left": [1000, 400, 400]})
 RECOVERY = pd.DataFrame(
     {
         "class_name": ["ring", "$\\frac{"],
@@ -60,11 +60,15 @@ def test_figures_of_any_number_of_classes_are_pictures_of_the_stated_size(n_clas
 def test_names_with_dollar_signs_are_text_and_not_formulas():
     assert picture(figures.cut_waterfall(CUTS)).size[0] > 100
     assert picture(figures.recovery_chart(RECOVERY)).size[0] > 100
+    galaxies, classes = a_search(2)
+    figure = figures.class_map(galaxies, classes.assign(name=["$\\frac{", None]))
+    assert picture(figure).size[0] > 100
+    assert {"0 $\\frac{", "1"} <= {text.get_text() for text in figure.axes[0].texts}
 
 
 def test_waterfall_bars_have_the_lengths_of_the_cuts():
     axes = figures.cut_waterfall(CUTS).axes[0]
-    assert [bar.get_width() for bar in axes.patches] == [1000, 400, 400, 600, 0]
+    assert [bar.get_width() for bar in axes.patches] == [1000, 400, 400, 0, 600, 0]
 
 
 def test_classes_on_the_map_have_the_colours_of_the_palette_on_the_bulk_of_any_size():

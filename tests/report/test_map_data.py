@@ -21,7 +21,7 @@ def galaxies_at(x, y, cluster=-1):
     return pd.DataFrame(
         {
             "id_str": [f"J{row}" for row in range(len(x))],
-            "file_loc": "absent.png",
+            "file_loc": "",
             "cluster": cluster,
             "probability": 0.5,
             "x": x,
@@ -40,10 +40,16 @@ def test_positions_come_back_on_one_scale_for_both_axes(positions):
     x, y = np.array(positions).T
     data = map_data(galaxies_at(x, y), NO_CLASSES)
     span = max(np.ptp(x), np.ptp(y)) or 1.0
-    for packed, values in ((data["x"], x), (data["y"], y)):
+    assert sorted(data["ids"]) == sorted(f"J{row}" for row in range(len(x)))
+    row_of = [int(identifier[1:]) for identifier in data["ids"]]
+    for packed, values in ((data["x"], x[row_of]), (data["y"], y[row_of])):
         back = unpacked(packed) / 65535 * span
         # Relative to the first point, since the page needs no absolute origin.
         np.testing.assert_allclose(back - back[0], values - values[0], atol=1.01 * span / 65535)
+
+
+def picture_of(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))))
 
 
 def test_a_large_bulk_is_sampled_and_members_are_all_kept(monkeypatch):
@@ -66,7 +72,7 @@ def test_missing_values_make_valid_json_and_unplaced_galaxies_are_left_out():
     galaxies["ra"], galaxies["dec"] = np.nan, [10.0, 1, 1, 1]
     data = map_data(galaxies, pd.DataFrame({"cluster": [0], "size": [3], "medoid_id": [None]}))
     assert data["ids"] == ["J3", "J0"]
-    assert data["members"] == {"cluster": [0], "probability": [None], "tile": [0], "ra": [None], "dec": [10.0]}
+    assert data["members"] == {"cluster": [0], "probability": [None], "tile": [-1], "ra": [None], "dec": [10.0]}
     json.dumps(data, allow_nan=False)
 
 
@@ -115,3 +121,73 @@ def test_galaxies_without_an_image_are_on_the_map_without_a_thumbnail(coloured_m
     has_tile = [tile >= 0 for tile in data["members"]["tile"]]
     assert has_tile == [cluster == 1 for cluster in data["members"]["cluster"]]
     assert [entry["sheet"] is None for entry in sorted(data["classes"], key=lambda e: e["cluster"])] == [True, False]
+
+
+def test_density_of_a_large_bulk_is_where_the_galaxies_are(monkeypatch):
+    monkeypatch.setattr(module, "MAX_BULK", 100)
+    rng = np.random.default_rng(0)
+    crowded, sparse = rng.normal((4, 9), 0.05, (4000, 2)), rng.normal((-4, 1), 0.05, (40, 2))
+    data = map_data(galaxies_at(*np.concatenate([crowded, sparse]).T), NO_CLASSES)
+    density = data["density"]
+    opacity = picture_of(density["image"])[..., 3].astype(float)
+    assert opacity.shape[0] / opacity.shape[1] == pytest.approx(
+        (density["high"] - density["low"]) / (density["right"] - density["left"]), rel=0.01
+    )
+    rows, columns = np.nonzero(opacity)
+    upper_right = (rows < opacity.shape[0] / 2) & (columns > opacity.shape[1] / 2)
+    lower_left = (rows > opacity.shape[0] / 2) & (columns < opacity.shape[1] / 2)
+    assert (upper_right | lower_left).all(), "north is up, and nothing is where no galaxy is"
+    assert upper_right.sum() > 5 * lower_left.sum() > 0
+    assert opacity.max() > opacity[opacity > 0].min()
+    x = unpacked(data["x"])
+    assert (x < 30_000).sum() > 20, "what can be pointed at is spread evenly, not by number"
+
+
+@pytest.mark.parametrize("place", [(0.0, 0.0), (1.0, 1e-9)])
+def test_density_of_galaxies_at_one_place_or_on_one_line_is_drawn(monkeypatch, place):
+    monkeypatch.setattr(module, "MAX_BULK", 3)
+    x, y = np.linspace(0, place[0], 30), np.linspace(0, place[1], 30)
+    data = map_data(galaxies_at(x, y), NO_CLASSES)
+    assert picture_of(data["density"]["image"])[..., 3].any()
+    assert data["n_bulk"] == 3
+
+
+def test_too_many_members_are_taken_from_the_large_classes(monkeypatch):
+    monkeypatch.setattr(module, "MAX_MEMBERS", 60)
+    cluster = [0] * 500 + [1] * 8 + [2] * 200
+    rng = np.random.default_rng(0)
+    galaxies = galaxies_at(rng.normal(size=708), rng.normal(size=708), cluster)
+    classes = pd.DataFrame({"cluster": [0, 1, 2], "size": [500, 8, 200], "medoid_id": [None] * 3})
+    data = map_data(galaxies, classes)
+    found, counts = np.unique(data["members"]["cluster"], return_counts=True)
+    assert dict(zip(found, counts, strict=True)) == {0: 26, 1: 8, 2: 26}
+    assert data["all_members"] == 708
+    assert data["members"]["cluster"] == sorted(data["members"]["cluster"])
+    assert set(data["ids"]) >= {f"J{row}" for row in range(500, 508)}
+
+
+def test_galaxies_outside_the_classes_have_thumbnails_of_their_own(coloured_members, monkeypatch):
+    monkeypatch.setattr(module, "MAX_BULK_THUMBNAILS", 5)
+    rng = np.random.default_rng(0)
+    galaxies = coloured_members.assign(cluster=-1, x=rng.normal(size=9), y=rng.normal(size=9))
+    galaxies.loc[[100, 101], "file_loc"] = ""
+    data = map_data(galaxies, NO_CLASSES)
+    assert data["bulk_tiles"] == 5
+    assert {*data["ids"][7:]} == {"J0", "J1"}
+    sheet, side = picture_of(data["bulk_sheet"]), module.THUMBNAIL
+    files = galaxies.set_index("id_str")["file_loc"]
+    for tile, identifier in enumerate(data["ids"][:5]):
+        with Image.open(files[identifier]) as image:
+            assert np.abs(sheet[side // 2, tile * side + side // 2] - np.array(image.getpixel((3, 3)), int)).max() < 8
+
+
+def test_a_class_has_at_most_so_many_thumbnails_even_where_there_is_room(coloured_members, monkeypatch):
+    monkeypatch.setattr(module, "MAX_THUMBNAILS_OF_A_CLASS", 2)
+    _, tiles = thumbnail_sheets(coloured_members)
+    assert sorted(tiles.index) == [105, 106, 107, 108]
+
+
+def test_name_of_a_class_goes_along():
+    classes = pd.DataFrame({"cluster": [0, 1], "size": 1, "medoid_id": [None, None], "name": ["jellyfish", None]})
+    data = map_data(galaxies_at([0.0, 1.0], [0.0, 1.0], [0, 1]), classes)
+    assert {entry["cluster"]: entry["name"] for entry in data["classes"]} == {0: "jellyfish", 1: None}

@@ -1,9 +1,22 @@
+import io
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from rarezoo.report.montage import GAP_COLOUR, UNREADABLE_COLOUR, class_montages, montage, pick_members
+from rarezoo.cli import UserError
+from rarezoo.provenance import written_beside
+from rarezoo.report.montage import (
+    GAP_COLOUR,
+    UNREADABLE_COLOUR,
+    ClassMontage,
+    class_montages,
+    embedded_copies,
+    montage,
+    pick_members,
+)
 
 COLOURS = [(250, 20, 20), (20, 250, 20), (20, 20, 250), (240, 240, 20), (20, 240, 240)]
 
@@ -63,13 +76,14 @@ def test_each_class_has_a_file_with_its_surest_members_first(plain_images, tmp_p
     galaxies = table(plain_images, [7, 7, -1, 7, 2], [0.2, 0.9, 0.0, 0.5, 1.0])
     montages = class_montages(tmp_path / "montages", galaxies, columns=2, rows=1, thumbnail=16)
     assert list(montages) == [2, 7]
-    assert montages[7].path == tmp_path / "montages" / "class_007.jpg"
+    assert montages[7].path == tmp_path / "montages" / "class_007.png"
     assert montages[7].shown == ("galaxy_1", "galaxy_3")
     assert montages[7].members == 3
     with Image.open(montages[7].path) as image:
+        assert image.format == "PNG"
         assert image.size == (2 * 18 + 2, 18 + 2)
-        assert np.abs(np.asarray(image)[10, 10].astype(int) - COLOURS[1]).max() < 12
-    assert sorted(path.name for path in (tmp_path / "montages").iterdir()) == ["class_002.jpg", "class_007.jpg"]
+        assert np.abs(np.asarray(image)[10, 10].astype(int) - COLOURS[1]).max() <= 1
+    assert sorted(path.name for path in (tmp_path / "montages").iterdir()) == ["class_002.png", "class_007.png"]
 
 
 def test_a_random_sample_depends_on_the_seed_alone_and_reaches_all_members():
@@ -91,3 +105,53 @@ def test_members_without_an_image_are_counted_and_not_shown(plain_images, tmp_pa
     assert list(montages) == [7]
     assert montages[7].shown == ("galaxy_2", "galaxy_0")
     assert montages[7].members == 3
+
+
+@pytest.fixture
+def noisy_montages(tmp_path):
+    """Pictures that no format makes small."""
+    rng, montages = np.random.default_rng(0), {}
+    for cluster in range(6):
+        path = tmp_path / f"class_{cluster:03d}.png"
+        Image.fromarray(rng.integers(0, 256, (60, 120, 3), dtype=np.uint8)).save(path)
+        montages[cluster] = ClassMontage(path, (), 1, 2, 58)
+    return montages
+
+
+def test_copies_are_as_large_as_the_files_where_there_is_room(noisy_montages):
+    copies = embedded_copies(noisy_montages, 1_000_000)
+    assert list(copies) == list(noisy_montages)
+    for cluster, copy in copies.items():
+        image = Image.open(io.BytesIO(copy))
+        assert (image.format, image.size) == ("JPEG", (120, 60))
+        with Image.open(noisy_montages[cluster].path) as written:
+            assert abs(np.asarray(image, float).mean() - np.asarray(written).mean()) < 2
+
+
+@pytest.mark.parametrize("budget", [60_000, 24_000, 8_000, 6_200])
+def test_copies_keep_within_their_bytes_by_quality_and_then_by_size(noisy_montages, budget):
+    copies = embedded_copies(noisy_montages, budget)
+    assert len(copies) == len(noisy_montages)
+    assert 0.3 * budget < sum(map(len, copies.values())) <= budget
+
+
+def test_copies_that_no_quality_makes_small_enough_are_left_out(noisy_montages):
+    assert embedded_copies(noisy_montages, 600) == {}
+    assert embedded_copies({}, 600) == {}
+
+
+def test_montage_that_cannot_be_written_leaves_nothing(plain_images, tmp_path, monkeypatch):
+    def full(*_arguments, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    galaxies = table(plain_images, 0, 1.0)
+
+    def write():
+        with written_beside(tmp_path / "montages") as temporary:
+            temporary.mkdir()
+            class_montages(Path(temporary), galaxies, thumbnail=16)
+
+    with pytest.raises(UserError, match="No space left"):
+        write()
+    assert not [path for path in tmp_path.iterdir() if "montages" in path.name]

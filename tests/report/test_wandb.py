@@ -3,10 +3,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from offline_runs import read_offline_run
+from PIL import Image
 
-from rarezoo.provenance import git_commit
+from rarezoo.provenance import flat, git_commit
 from rarezoo.report import wandb as tracking
 from rarezoo.report.wandb import lightning_loggers, resolve_mode, tracked_run
 
@@ -42,6 +45,7 @@ def test_disabled_does_nothing_and_does_not_import_wandb(nobody):
         "from rarezoo.report.wandb import tracked_run\n"
         "with tracked_run('disabled', 'rarezoo', folder=folder) as run:\n"
         "    run.log({'loss': 1.0}); run.log_images({'a': b'no image'}); run.summary({'n': 1})\n"
+        "    run.log_class_table(None, {})\n"
         "    run.log_model(folder, 'model'); assert run.mode == 'disabled'\n"
         "assert 'wandb' not in sys.modules\n",
         nobody,
@@ -244,12 +248,83 @@ def test_jobs_of_a_sweep_are_named_by_the_options_in_which_they_differ(nobody, s
     assert max(map(len, names)) == 128
 
 
-def test_settings_are_kept_by_dotted_name_with_the_commit(nobody, started):
-    about(nobody, config={"optim": {"lr": 0.1, "zoom": [0.7, 0.8], "inner": {"a": None}}, "seed": 3})
-    (config,) = (each["config"] for each in started)
-    commit = config.pop("git_commit")
-    assert config == {"optim.lr": 0.1, "optim.zoom": [0.7, 0.8], "optim.inner.a": None, "seed": 3}
-    assert commit == git_commit()
+SETTINGS = {"layout": {"n_neighbors": 15, "inner": {"a": None}}, "zoom": [0.7, 0.8], "cuts": {}, "seed": 3}
+CLASSES = pd.DataFrame(
+    {
+        "cluster": [4, 7],
+        "size": [50, 41],
+        "persistence": [0.25, np.nan],
+        "answers": [np.array([{"answer": "ring", "mean": np.float32(0.5)}], object), np.array([], object)],
+        "nearest": [[7], None],
+    }
+)
+
+
+@pytest.fixture
+def search(nobody):
+    """What is kept of a search, and the picture that it logged."""
+    picture = nobody / "class_004.png"
+    Image.new("RGB", (8, 6), (200, 30, 30)).save(picture)
+    with tracked_run("offline", "rarezoo", folder=nobody / "run", config=SETTINGS) as run:
+        run.log_class_table(CLASSES, {4: picture})
+        run.log_table("funnel", pd.DataFrame({"cut": ["all", "smooth"], "removed": [0, 60], "below": [None, 0.5]}))
+        run.log_images({"map": picture})
+        run.summary({"n_classes": 2, "dbcv": float("nan"), "stages": {"layout": {"seconds": 3.5, "reused": 1}}})
+    sys.modules["wandb"].teardown()
+    (record,) = (nobody / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    return read_offline_run(record), record.parent, picture
+
+
+def test_settings_are_kept_from_the_start_by_dotted_name_with_the_commit(search):
+    run, _, _ = search
+    config = {name: value for name, value in run.config.items() if name != "_wandb"}
+    assert config == {**flat(SETTINGS), "git_commit": git_commit()}
+
+
+def test_class_table_has_the_montages_as_images(search):
+    run, folder, picture = search
+    table = run.table("classes")
+    montage, missing = (row.pop("montage") for row in table)
+    assert table == [
+        {
+            "cluster": 4,
+            "size": 50,
+            "persistence": 0.25,
+            "answers": '[{"answer": "ring", "mean": 0.5}]',
+            "nearest": "[7]",
+        },
+        {"cluster": 7, "size": 41, "persistence": None, "answers": "[]", "nearest": None},
+    ]
+    assert montage.read_bytes() == picture.read_bytes()
+    assert missing is None
+    # What is to be uploaded later lies with the run, not in a home that other machines may not see.
+    assert montage.is_relative_to(folder.parent)
+    assert "WANDB_DATA_DIR" not in os.environ
+
+
+def test_funnel_and_map_are_kept(search):
+    run, folder, picture = search
+    assert run.table("funnel") == [
+        {"cut": "all", "removed": 0, "below": None},
+        {"cut": "smooth", "removed": 60, "below": 0.5},
+    ]
+    (logged,) = (row["map.path"] for row in run.history if "map.path" in row)
+    assert (folder / "files" / logged).read_bytes() == picture.read_bytes()
+
+
+def test_summary_has_the_figures_of_the_search_under_stable_names(search):
+    run, _, _ = search
+    found = flat(run.summary)
+    assert (found["n_classes"], found["stages.layout.seconds"], found["stages.layout.reused"]) == (2, 3.5, 1)
+    assert run.exit_code == 0
+
+
+def test_place_for_artifacts_that_the_user_chose_is_kept(nobody, monkeypatch):
+    monkeypatch.setenv("WANDB_DATA_DIR", str(nobody / "chosen"))
+    with tracked_run("offline", "rarezoo", folder=nobody / "run") as run:
+        run.log_table("funnel", pd.DataFrame({"cut": ["all"]}))
+    assert list((nobody / "chosen" / "artifacts" / "staging").iterdir())
+    assert os.environ["WANDB_DATA_DIR"] == str(nobody / "chosen")
 
 
 @pytest.mark.parametrize("asked", [False, True])

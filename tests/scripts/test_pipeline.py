@@ -61,7 +61,7 @@ def test_every_class_has_a_row_a_montage_and_a_card(finished):
     assert len(classes) > 0
     assert classes["size"].tolist() == [(galaxies["cluster"] == cluster).sum() for cluster in classes["cluster"]]
     montages = sorted(path.name for path in (outputs(folder) / "cluster" / "montages").iterdir())
-    assert montages == [f"class_{cluster:03d}.jpg" for cluster in classes["cluster"]]
+    assert montages == [f"class_{cluster:03d}.png" for cluster in classes["cluster"]]
     HTMLParser().feed((outputs(folder) / "cluster" / "report.html").read_text())
     assert set(classes["medoid_id"]) <= set(galaxies["id_str"])
 

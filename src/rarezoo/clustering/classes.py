@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from sklearn.neighbors import NearestNeighbors
 
+from rarezoo.clustering.cohesion import cohesion, members_of, random_cohesion
 from rarezoo.clustering.tree import ClassTree
 
 # A spread below a hundredth of the votes is noise of the model: divided by it, any answer would stand out.
@@ -40,23 +41,38 @@ def class_table(
 
     Returns
     -------
-    Columns: cluster; size; share of the selected galaxies; persistence; cohesion (see `cohesion`); medoid_id and
-    medoid_row (see `medoids`; the row is that of the galaxy table); distinguishing, the answers that set the class
-    apart, as text; answers, the same as a list of {answer, mean, others, effect} (see `distinguishing_answers`); node
-    and parent in the condensed tree.
+    Columns: cluster; size; share of the selected galaxies; persistence; birth_lambda, the lambda (1 / distance) at
+    which it parts from others; mean_probability of its members; mean_outlier_score and max_outlier_score, GLOSH;
+    cohesion (see `cohesion`); cohesion_random, expected of random sets of its size, and cohesion_z, the difference in
+    their standard deviations (see `random_cohesion`); medoid_id and medoid_row (see `medoids`; the row is that of the
+    galaxy table); nearest, up to three classes of the nearest mean representations, and nearest_distance to the first;
+    distinguishing, the answers that set the class apart, as text; answers, the same as a list of {answer, mean, others,
+    effect} (see `distinguishing_answers`); node and parent in the condensed tree.
     """
-    sizes = tree.sizes()
-    medoid_rows = medoids(tree.labels, x, tree.n_classes)
-    answers = distinguishing_answers(tree.labels, vote_fractions, label_cols, tree.n_classes, n_answers)
+    labels, n_classes, sizes = tree.labels, tree.n_classes, tree.sizes()
+    medoid_rows = medoids(labels, x, n_classes)
+    answers = distinguishing_answers(labels, vote_fractions, label_cols, n_classes, n_answers)
+    coheres = cohesion(labels, neighbours, n_classes, n_neighbors)
+    expected, deviation = random_cohesion(sizes, neighbours, n_neighbors)
+    nearest, distance = nearest_classes(class_means(labels, x, n_classes))
+    scores = _summaries(labels, tree.outlier_scores, n_classes)
     return pd.DataFrame(
         {
-            "cluster": np.arange(tree.n_classes, dtype=np.int32),
+            "cluster": np.arange(n_classes, dtype=np.int32),
             "size": sizes,
-            "share": sizes / len(tree.labels),
+            "share": sizes / len(labels),
             "persistence": tree.persistence,
-            "cohesion": cohesion(tree.labels, neighbours, tree.n_classes, n_neighbors),
+            "birth_lambda": tree.births(),
+            "mean_probability": _summaries(labels, tree.probabilities, n_classes)[0],
+            "mean_outlier_score": scores[0],
+            "max_outlier_score": scores[1],
+            "cohesion": coheres,
+            "cohesion_random": expected,
+            "cohesion_z": (coheres - expected) / np.where(deviation > 0, deviation, np.nan),
             "medoid_id": pd.Series([str(ids[row]) for row in medoid_rows], dtype=object),
             "medoid_row": medoid_rows,
+            "nearest": pd.Series(nearest, dtype=object),
+            "nearest_distance": distance,
             "distinguishing": pd.Series([_as_text(found) for found in answers], dtype=object),
             "answers": pd.Series(answers, dtype=object),
             "node": tree.nodes,
@@ -65,7 +81,17 @@ def class_table(
     )
 
 
-def galaxy_table(catalog: pd.DataFrame, tree: ClassTree, view: NDArray[np.floating]) -> pd.DataFrame:
+def _summaries(
+    labels: NDArray[np.integer], values: NDArray[np.floating], n_classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and greatest value of the members of each class, (K,) each."""
+    groups = [np.asarray(values[rows], dtype=np.float64) for rows in members_of(labels, n_classes)]
+    return np.array([group.mean() for group in groups]), np.array([group.max() for group in groups])
+
+
+def galaxy_table(
+    catalog: pd.DataFrame, tree: ClassTree, view: NDArray[np.floating], found: NDArray[np.integer] | None = None
+) -> pd.DataFrame:
     """One row a selected galaxy: who it is, its class, its place in the view, and what its catalog row carries.
 
     Parameters
@@ -73,18 +99,21 @@ def galaxy_table(catalog: pd.DataFrame, tree: ClassTree, view: NDArray[np.floati
     catalog : (N rows) of the selected galaxies, with id_str
     tree : classes of the same galaxies
     view : (N, 2) layout for the eye
+    found : (N,) classes as the search found them, where decisions have merged or excluded some
 
     Returns
     -------
-    id_str, then ra, dec, file_loc where the catalog has them; cluster (-1 for none), probability, outlier_score, x, y;
-    then the catalog's other columns. One of these that bears a name of ours is carried as catalog_NAME.
+    id_str, then ra, dec, file_loc where the catalog has them; cluster (-1 for none), found_cluster, probability,
+    outlier_score, x, y; then the catalog's other columns. One of these that bears a name of ours is carried as
+    catalog_NAME.
     """
     if not len(catalog) == len(tree.labels) == len(view):
         raise ValueError(f"{len(catalog)} catalog rows, {len(tree.labels)} labels and {len(view)} places in the view")
     leading = catalog[[name for name in ("id_str", "ra", "dec", "file_loc") if name in catalog]].reset_index(drop=True)
-    found = pd.DataFrame(
+    ours = pd.DataFrame(
         {
             "cluster": tree.labels,
+            "found_cluster": tree.labels if found is None else found,
             "probability": tree.probabilities,
             "outlier_score": tree.outlier_scores,
             "x": np.asarray(view[:, 0]),
@@ -92,9 +121,9 @@ def galaxy_table(catalog: pd.DataFrame, tree: ClassTree, view: NDArray[np.floati
         }
     )
     carried = catalog.drop(columns=leading.columns).reset_index(drop=True)
-    taken = {*leading, *found, *carried}
-    carried = carried.rename(columns={name: _free_name(name, taken) for name in found})
-    return leading.join(found).join(carried)
+    taken = {*leading, *ours, *carried}
+    carried = carried.rename(columns={name: _free_name(name, taken) for name in ours})
+    return leading.join(ours).join(carried)
 
 
 def _free_name(name: Hashable, taken: set[Hashable]) -> Hashable:
@@ -119,38 +148,39 @@ def medoids(labels: NDArray[np.integer], x: NDArray[np.floating], n_classes: int
     (K,) int64
     """
     rows = np.empty(n_classes, dtype=np.int64)
-    for cluster, members in enumerate(_members(labels, n_classes)):
+    for cluster, members in enumerate(members_of(labels, n_classes)):
         points = np.asarray(x[members], dtype=np.float64)
         rows[cluster] = members[np.square(points - points.mean(axis=0)).sum(axis=1).argmin()]
     return rows
 
 
-def cohesion(
-    labels: NDArray[np.integer], neighbours: NDArray[np.integer], n_classes: int, n_neighbors: int = 10
-) -> NDArray[np.float64]:
-    """How far a class holds together in the representation itself, which the layout may have torn or joined.
+def class_means(labels: NDArray[np.integer], x: NDArray[np.floating], n_classes: int) -> NDArray[np.float64]:
+    """Mean of the members of each class, (K, D)."""
+    means = np.empty((n_classes, x.shape[1]), dtype=np.float64)
+    for cluster, rows in enumerate(members_of(labels, n_classes)):
+        means[cluster] = x[rows].mean(axis=0, dtype=np.float64)
+    return means
 
-    The share of its members' nearest neighbours that are members too, mean over the members. A class drawn at random
-    would score its share of all galaxies; 1 is a class that keeps to itself. A class of fewer than `n_neighbors` + 1
-    galaxies is measured on as many neighbours as it could fill.
+
+def nearest_classes(means: NDArray[np.floating], n_nearest: int = 3) -> tuple[list[list[int]], NDArray[np.float64]]:
+    """Classes whose means are nearest to each class's.
 
     Parameters
     ----------
-    labels : (N,) class of each row, -1 for none
-    neighbours : (N, k) nearest neighbours in the representation, the row itself first
-    n_classes : K
-    n_neighbors : neighbours looked at, the row itself not counted; at most k - 1
+    means : (K, D)
+    n_nearest : how many; fewer where there are not so many others
 
     Returns
     -------
-    (K,) in [0, 1]
+    nearest : K lists of class numbers, the nearest first
+    distance : (K,) Euclidean, to the first of them; NaN for the only class
     """
-    most = min(n_neighbors, neighbours.shape[1] - 1)
-    score = np.empty(n_classes, dtype=np.float64)
-    for cluster, members in enumerate(_members(labels, n_classes)):
-        looked_at = max(1, min(most, len(members) - 1))
-        score[cluster] = np.mean(labels[neighbours[members, 1 : looked_at + 1]] == cluster)
-    return score
+    if len(means) < 2:
+        return [[] for _ in means], np.full(len(means), np.nan)
+    found = NearestNeighbors(n_neighbors=min(n_nearest, len(means) - 1), algorithm="kd_tree").fit(means)
+    # Without an argument, no class is its own neighbour.
+    distances, indices = found.kneighbors()
+    return indices.tolist(), distances[:, 0]
 
 
 def distinguishing_answers(
@@ -178,7 +208,7 @@ def distinguishing_answers(
     fractions = np.asarray(vote_fractions, dtype=np.float64)
     total, squares = fractions.sum(axis=0), np.square(fractions).sum(axis=0)
     found: list[list[dict[str, str | float]]] = []
-    for members in _members(labels, n_classes):
+    for members in members_of(labels, n_classes):
         inside, n_rest = fractions[members], len(fractions) - len(members)
         if not n_rest:
             found.append([])
@@ -197,10 +227,3 @@ def _answer(name: str, mean: float, others: float, effect: float) -> dict[str, s
 
 def _as_text(answers: list[dict[str, str | float]]) -> str:
     return "; ".join(f"{found['answer']} {found['mean']:.2f} (others {found['others']:.2f})" for found in answers)
-
-
-def _members(labels: NDArray[np.integer], n_classes: int) -> list[NDArray[np.int64]]:
-    """Rows of each class, ascending, in one pass over all rows."""
-    order = np.argsort(labels, kind="stable").astype(np.int64)
-    bounds = np.searchsorted(labels[order], np.arange(n_classes + 1))
-    return [order[start:stop] for start, stop in pairwise(bounds)]

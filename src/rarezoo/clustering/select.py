@@ -1,9 +1,10 @@
-"""Which galaxies are searched: cuts on the vote fractions that the model expects."""
+"""Which galaxies are searched: cuts on the votes that the model expects."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,10 @@ from numpy.typing import NDArray
 
 from rarezoo.cli import UserError
 from rarezoo.clustering.settings import Cut
-from rarezoo.embeddings.select import find_answer, rows_within
+from rarezoo.embeddings.select import Of, find_answer, rows_within
+
+# The first step, which no cut has made.
+ALL = "all"
 
 
 class VotedGalaxies(Protocol):
@@ -25,8 +29,8 @@ class VotedGalaxies(Protocol):
         """Names of the answers; none where no votes were predicted."""
         ...
 
-    def fractions_of(self, answers: Sequence[str]) -> Iterable[NDArray[np.floating]]:
-        """Expected fractions of these answers, (rows, answers), piece by piece."""
+    def votes_for(self, answers: Sequence[str], of: Sequence[Of]) -> Iterable[NDArray[np.floating]]:
+        """Votes expected for these answers, as fractions or joint, (rows, answers), piece by piece."""
         ...
 
 
@@ -37,7 +41,7 @@ class Selection:
     Attributes
     ----------
     rows : (M,) int64, ascending rows of the embedding
-    steps : one row a cut, in order: cut, answer, threshold, removed, left
+    steps : cut, answer, of, at_least, below, removed, left; a first row of all galaxies, then one a cut, in order
     """
 
     rows: NDArray[np.int64]
@@ -71,18 +75,27 @@ def select(galaxies: VotedGalaxies, cuts: Mapping[str, Cut]) -> Selection:
             "with selection=all, or add votes: python -m rarezoo.embeddings.convert ... --predictions FILE."
         )
     answers = [find_answer(cut.answer, label_cols, f"selection.cuts.{name}.answer") for name, cut in cuts.items()]
-    rows, left = rows_within(galaxies.fractions_of(answers), answers, [(None, cut.below) for cut in cuts.values()])
+    votes = galaxies.votes_for(answers, [cut.of for cut in cuts.values()])
+    rows, left = rows_within(votes, answers, [(cut.at_least, cut.below) for cut in cuts.values()])
     table = _steps(cuts, answers, left, n_rows)
     if not len(rows):
         raise UserError(
             f"selection.cuts: none of {n_rows} galaxies is left.\n{table.to_string(index=False)}\n"
-            "Raise the threshold (below) of the cut that removes too many, or search all with selection=all."
+            "Raise below, or lower at_least, of the cut that removes too many, or search all with selection=all."
         )
     return Selection(rows, table)
 
 
 def _steps(cuts: Mapping[str, Cut], answers: Sequence[str], left: Sequence[int], n_rows: int) -> pd.DataFrame:
-    thresholds = [cut.below for cut in cuts.values()]
-    removed = [before - after for before, after in zip([n_rows, *left], left, strict=False)]
-    columns = {"cut": list(cuts), "answer": answers, "threshold": thresholds, "removed": removed, "left": left}
-    return pd.DataFrame(columns)
+    counts = [n_rows, *left]
+    return pd.DataFrame(
+        {
+            "cut": [ALL, *cuts],
+            "answer": ["", *answers],
+            "of": ["", *(cut.of for cut in cuts.values())],
+            "at_least": np.array([None, *(cut.at_least for cut in cuts.values())], dtype=np.float64),
+            "below": np.array([None, *(cut.below for cut in cuts.values())], dtype=np.float64),
+            "removed": [0, *(before - after for before, after in pairwise(counts))],
+            "left": counts,
+        }
+    )

@@ -90,6 +90,8 @@ def read_catalog(
         raise UserError(f"data.on_bad_votes={on_bad_votes}: no such choice. {did_you_mean(on_bad_votes, _CHOICES)}")
     root = _image_root(path, image_root)
     table = read_table(path)
+    # Arrow keeps what reading took for more of its kind: hundreds of MB of it for ten million galaxies.
+    pa.default_memory_pool().release_unused()
     _require_columns(path, table, ("id_str", "file_loc", *label_cols))
     if table.empty:
         raise UserError(f"{path}: the catalog has no rows. Give a catalog with at least one galaxy.")
@@ -108,7 +110,6 @@ def read_catalog(
     files = Files(root, table["file_loc"])
     if check_files:
         _require_files(path, root, files, kept, table["id_str"])
-    # Arrow keeps what reading and checking took for more of its kind: a gigabyte of it for ten million galaxies.
     pa.default_memory_pool().release_unused()
     return Catalog(
         path=path,
@@ -197,6 +198,7 @@ def _check_coordinates(table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
         low, high = _COORDINATES[name]
         values, missing = _as_numbers(table[name])
         wrong = ~missing & ~((values >= low) & (values <= high))
+        del missing
         if wrong.any():
             text = _fault(name, "impossible coordinate", wrong, table["id_str"], table[name])
             faults.append(f"{text}. Coordinates are decimal degrees, '{name}' within {low:g} to {high:g}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import NDArray
 
 from rarezoo.cli import UserError
 from rarezoo.embeddings.foreign import how_to_convert
 from rarezoo.embeddings.rows import Rows
-from rarezoo.embeddings.select import Bounds, find_answer, rows_within
-from rarezoo.votes import FractionPosterior, Schema, expected_vote_fractions, fraction_posterior
+from rarezoo.embeddings.select import Bounds, Of, expected_fractions, find_answer, predicted_votes, rows_within
+from rarezoo.votes import FractionPosterior, Schema, fraction_posterior
 
 FORMAT = 1
 CARRIED = "carried"
@@ -96,21 +95,15 @@ class Embeddings:
             )
         return rows[which]
 
-    def fractions_of(self, answers: Sequence[str]) -> Iterator[NDArray[np.float32]]:
-        """Expected fractions of votes for some answers, (rows, len(answers)), piece by piece in the file's order.
-
-        Only the questions of these answers are computed, which for a cut is a small part of a large tree.
+    def votes_for(self, answers: Sequence[str], of: Sequence[Of]) -> Iterable[NDArray[np.float32]]:
+        """Votes that are expected for some answers, (rows, len(answers)), piece by piece in the file's order.
 
         Parameters
         ----------
         answers : label columns
+        of : for each, fraction (share of those who are asked the question) or joint (share of all volunteers)
         """
-        questions = [q for q in self.schema.questions if not set(q.label_cols).isdisjoint(answers)]
-        part = Schema.from_tree({question.name: {"answers": list(question.answers)} for question in questions})
-        columns = [index for question in questions for index in range(question.start, question.stop)]
-        places = [part.label_cols.index(answer) for answer in answers]
-        for votes in self._votes.pieces():
-            yield _fractions(votes[..., columns], part)[:, places]
+        return predicted_votes(self._votes.pieces(), self.schema, answers, of)
 
     def select(self, cuts: Mapping[str, Bounds]) -> NDArray[np.int64]:
         """Rows of the galaxies whose expected vote fractions lie within bounds, (M,), ascending.
@@ -129,7 +122,8 @@ class Embeddings:
             return np.arange(len(self))
         self._require_votes()
         answers = [find_answer(pattern, self.label_cols, f"select, {self.path}") for pattern in cuts]
-        return rows_within(self.fractions_of(answers), answers, list(cuts.values()))[0]
+        fractions = self.votes_for(answers, ["fraction"] * len(answers))
+        return rows_within(fractions, answers, list(cuts.values()))[0]
 
     def vote_fractions(self, rows: slice | NDArray = slice(None)) -> NDArray[np.float32]:
         """Expected vote fractions (rows, A), read piece by piece; of several members, the mean of theirs."""
@@ -140,7 +134,7 @@ class Embeddings:
             order = np.argsort(numbers, kind="stable")
             for start in range(0, len(order), _ROWS_AT_ONCE):
                 some = order[start : start + _ROWS_AT_ONCE]
-                fractions[some] = _fractions(self._votes[numbers[some]], self.schema)
+                fractions[some] = expected_fractions(self._votes[numbers[some]], self.schema)
         return fractions
 
     def credible_intervals(self, rows: slice | NDArray, level: float = 0.9) -> FractionPosterior:
@@ -183,13 +177,6 @@ class Embeddings:
                 f"{self.path}: holds no predicted votes. Add them: "
                 "python -m rarezoo.embeddings.convert ... --predictions FILE --schema NAME."
             )
-
-
-def _fractions(concentrations: NDArray[np.float32], schema: Schema) -> NDArray[np.float32]:
-    # (rows, A) or, of several members, (rows, M, A), of which the mean is wanted.
-    fractions = expected_vote_fractions(torch.from_numpy(concentrations), schema)
-    found: NDArray[np.float32] = (fractions.mean(1) if fractions.ndim == 3 else fractions).numpy()
-    return found
 
 
 @contextmanager

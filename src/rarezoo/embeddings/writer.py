@@ -47,7 +47,7 @@ def write_embeddings(
         if a row is missing or there twice
     """
     with written_hdf5(path) as (file, disk):
-        written, failed = _write_parts(file, disk, parts)
+        written, failed = _write_parts(file, disk, parts, len(catalog))
         _check_rows(written, failed, len(catalog))
         _write_catalog(file, disk, catalog, written, model)
         _write_failures(file, catalog, failed)
@@ -57,17 +57,22 @@ def write_embeddings(
     return {"n_galaxies": len(written), "n_failed": len(failed), "dim": dim}
 
 
-def _write_parts(file: h5py.File, disk: SteadyFile, parts: Iterable[Part]) -> tuple[np.ndarray, dict[int, str]]:
-    rows: list[np.ndarray] = []
+def _write_parts(
+    file: h5py.File, disk: SteadyFile, parts: Iterable[Part], n_rows: int
+) -> tuple[np.ndarray, dict[int, str]]:
+    rows, n_written = np.empty(n_rows, np.int64), 0
     failed: dict[int, str] = {}
     for part in parts:
         failed |= part.failed
+        if n_written + len(part.rows) > n_rows:
+            raise RuntimeError(f"the parts hold more than the catalog's {n_rows} rows")
         if len(part.rows):
-            rows.append(part.rows)
+            rows[n_written : n_written + len(part.rows)] = part.rows
+            n_written += len(part.rows)
             for name, values in part.arrays.items():
                 _append(file, name, values)
         disk.check()
-    return (np.concatenate(rows) if rows else np.empty(0, np.int64)), failed
+    return rows[:n_written], failed
 
 
 def _append(file: h5py.File, name: str, values: np.ndarray) -> None:
@@ -115,7 +120,9 @@ def _write_text(group: h5py.Group, name: str, column: pd.Series, rows: np.ndarra
     """Piece by piece: as Python's own objects, the names of ten million galaxies take gigabytes."""
     dataset = group.create_dataset(name, (len(rows),), TEXT)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
-        values = column.iloc[rows[start : start + _ROWS_AT_ONCE]]
+        wanted = rows[start : start + _ROWS_AT_ONCE]
+        # Rows taken by their numbers from a whole column of Arrow's are taken from a copy of it.
+        values = column.iloc[wanted[0] : wanted[-1] + 1].iloc[wanted - wanted[0]]
         text = ["" if missing else str(value) for value, missing in zip(values, values.isna(), strict=True)]
         # HDF5 ends a text at the first zero byte.
         dataset[start : start + len(text)] = np.asarray([value.replace("\0", "") for value in text], object)
@@ -140,5 +147,6 @@ def _write_failures(file: h5py.File, catalog: Catalog, failed: Mapping[int, str]
     rows = sorted(failed)
     group = file.create_group("failed")
     for name in ("id_str", "file_loc"):
-        group.create_dataset(name, data=catalog.table[name].iloc[rows].to_numpy(object), dtype=TEXT)
+        column = catalog.table[name]
+        group.create_dataset(name, data=np.asarray([column.iloc[row] for row in rows], object), dtype=TEXT)
     group.create_dataset("reason", data=np.asarray([failed[row] for row in rows], object), dtype=TEXT)

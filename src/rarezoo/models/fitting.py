@@ -6,7 +6,7 @@ import math
 import shutil
 from pathlib import Path
 
-from lightning import Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.tuner.tuning import Tuner
@@ -40,8 +40,8 @@ def training_callbacks(folder: Path, optim: OptimSettings, save_every_minutes: f
 
 def fit(
     trainer: Trainer,
-    training: VoteTraining,
-    datamodule: GalaxyDataModule,
+    training: LightningModule,
+    datamodule: LightningDataModule,
     folder: Path,
     resume: bool,
     ranks: Ranks | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ def class_map(galaxies: pd.DataFrame, classes: pd.DataFrame) -> Figure:
     Parameters
     ----------
     galaxies : table with `x`, `y`, `cluster` (-1 = none), `id_str`; rows without finite x and y are left out
-    classes : table with `cluster`, `size`, `medoid_id`
+    classes : table with `cluster`, `size`, `medoid_id` and optionally `name`, which is written beside the number
     """
     figure, axes = _figure(8.0, 7.2)
     placed = galaxies[np.isfinite(galaxies["x"]) & np.isfinite(galaxies["y"])]
@@ -45,7 +45,7 @@ def class_map(galaxies: pd.DataFrame, classes: pd.DataFrame) -> Figure:
         c=[colours.get(cluster, QUIET) for cluster in members["cluster"]],
         linewidths=0,
     )
-    numbered = _number_classes(axes, centres)
+    numbered = _number_classes(axes, centres, class_names(classes))
     axes.set_aspect("equal", adjustable="datalim")
     note = "" if numbered == len(centres) else f"  (numbers that would overlap are left out: {numbered} shown)"
     axes.set(xticks=[], yticks=[], xlabel="UMAP 1" + note, ylabel="UMAP 2")
@@ -83,19 +83,18 @@ def cut_waterfall(cuts: pd.DataFrame) -> Figure:
 
     Parameters
     ----------
-    cuts : table with `cut`, `removed`, `left` in the order in which the cuts were made; at least one row
+    cuts : the steps of a `Selection`: `cut`, `removed`, `left`, the first of which is the catalog
     """
-    figure, axes = _figure(7.0, 1.3 + 0.45 * (len(cuts) + 1))
+    figure, axes = _figure(7.0, 1.3 + 0.45 * len(cuts))
     left, removed = cuts["left"].to_numpy(float), cuts["removed"].to_numpy(float)
-    total = left[0] + removed[0]
-    positions = np.arange(1, len(cuts) + 1)
-    axes.barh([0, *positions], [total, *left], color="#56B4E9", label="left")
+    positions = np.arange(len(cuts))
+    axes.barh(positions, left, color="#56B4E9", label="left")
     axes.barh(positions, removed, left=left, color="#d9dde4", label="removed")
-    for position, kept, gone in zip([0, *positions], [total, *left], [0, *removed], strict=True):
+    for position, kept, gone in zip(positions, left, removed, strict=True):
         text = f"{kept:,.0f}" + (f"  (−{gone:,.0f})" if position else "")
         axes.annotate(text, (kept + gone, position), (5, 0), textcoords="offset points", va="center", fontsize=8)
-    _name_rows(axes, ["all", *cuts["cut"].astype(str)])
-    axes.set_xlim(0, max(total, 1) * 1.3)
+    _name_rows(axes, cuts["cut"].astype(str).tolist())
+    axes.set_xlim(0, max(left[0], 1) * 1.3)
     axes.xaxis.set_major_formatter(_THOUSANDS)
     axes.set_xlabel("galaxies")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
@@ -156,6 +155,14 @@ def class_centres(galaxies: pd.DataFrame, classes: pd.DataFrame) -> pd.DataFrame
     return centres.astype(float)
 
 
+def class_names(classes: pd.DataFrame) -> dict[int, str]:
+    """Names that the astronomer gave, of those classes that have one."""
+    if "name" not in classes:
+        return {}
+    named = classes[classes["name"].notna() & (classes["name"] != "")]
+    return {int(cluster): str(name) for cluster, name in zip(named["cluster"], named["name"], strict=True)}
+
+
 def neighbour_colours(centres: np.ndarray, palette: Sequence[str] = PALETTE) -> list[str]:
     """Give each point a colour of the palette such that its nearest points have others, as on a political map.
 
@@ -203,18 +210,19 @@ def _draw_bulk(axes: Axes, x: np.ndarray, y: np.ndarray) -> None:
     axes.pcolormesh(x_edges, y_edges, density, cmap="Greys", norm=LogNorm(0.2, counts.max() ** 2), rasterized=True)
 
 
-def _number_classes(axes: Axes, centres: pd.DataFrame) -> int:
-    """Write the numbers above the centres, the largest class first; return how many had room."""
+def _number_classes(axes: Axes, centres: pd.DataFrame, names: Mapping[int, str]) -> int:
+    """Write numbers and names above the centres, the largest class first; return how many had room."""
     outline = [withStroke(linewidth=2.2, foreground="white")]
     size = 9 if len(centres) <= 30 else 7
     span = max(np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim()))
-    letters = len(str(max(centres.index, default=0)))
-    width, height = span * size * (0.0004 + 0.0013 * letters), span * size * 0.0022
-    apart = with_room(centres["x"].to_numpy(), centres["y"].to_numpy(), width, height)
-    for cluster, x, y in centres[apart].itertuples():
+    labels = np.array([f"{cluster} {names.get(cluster, '')}".strip() for cluster in centres.index], dtype=object)
+    widths = span * size * (0.0004 + 0.0013 * np.array([len(label) for label in labels], float))
+    apart = with_room(centres["x"].to_numpy(), centres["y"].to_numpy(), widths, span * size * 0.0022)
+    for label, (x, y) in zip(labels[apart], centres[apart].to_numpy(), strict=True):
+        # Names come from users: a dollar sign in one is not the start of a formula.
         axes.annotate(
-            str(cluster), (x, y), (0, 7), textcoords="offset points", fontsize=size, fontweight="bold", color=INK,
-            ha="center", va="center", path_effects=outline, zorder=5,
+            label, (x, y), (0, 7), textcoords="offset points", fontsize=size, fontweight="bold", color=INK,
+            ha="center", va="center", path_effects=outline, zorder=5, parse_math=False,
         )  # fmt: skip
     return int(apart.sum())
 
@@ -227,21 +235,23 @@ def _number_points(axes: Axes, shown: pd.DataFrame) -> None:
         axes.annotate(str(cluster), (size, persistence), (4, 3), textcoords="offset points", fontsize=7, color=INK)
 
 
-def with_room(x: np.ndarray, y: np.ndarray, width: float, height: float) -> np.ndarray:
+def with_room(x: np.ndarray, y: np.ndarray, width: float | np.ndarray, height: float) -> np.ndarray:
     """Which of some labels can be written without one covering another, the first having precedence.
 
     Parameters
     ----------
     x, y : (n,) places of the labels
-    width, height : room that a label takes, in the units of x and y
+    width : room that all labels, or each of the (n,), take, in the units of x
+    height : of all labels, in those of y
 
     Returns
     -------
     (n,) boolean
     """
-    kept = np.zeros(len(x), bool)
+    kept, widths = np.zeros(len(x), bool), np.broadcast_to(width, len(x))
     for index in range(len(x)):
-        covered = (np.abs(x[kept] - x[index]) < width) & (np.abs(y[kept] - y[index]) < height)
+        wide = (widths[kept] + widths[index]) / 2
+        covered = (np.abs(x[kept] - x[index]) < wide) & (np.abs(y[kept] - y[index]) < height)
         kept[index] = not covered.any()
     return kept
 

@@ -1,4 +1,4 @@
-"""What the page's interactive map is drawn from: positions, ids and thumbnails, small enough to embed."""
+"""What the page's interactive map is drawn from: positions, ids, density and thumbnails, small enough to embed."""
 
 from __future__ import annotations
 
@@ -11,20 +11,31 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from rarezoo.cli import progress
-from rarezoo.report.figures import class_centres, neighbour_colours
+from rarezoo.report.figures import class_centres, class_names, neighbour_colours
 from rarezoo.report.montage import montage, pick_members
 
 # Light qualitative scheme of Tol 2021 (SRON/EPS/TN/09-002): told apart by people with any colour vision, on black.
 DARK_PALETTE = ("#EE8866", "#77AADD", "#BBCC33", "#FFAABB", "#44BB99", "#EEDD88", "#99DDFF", "#C9A6F2")
-MAX_BULK = 40_000
+# With `cards.MONTAGE_BYTES`, these keep a page of up to 2,000 classes below 30 MB even if the images were pure noise,
+# of which a thumbnail takes 2.8 kB.
+MAX_BULK = 30_000
 MAX_MEMBERS = 40_000
-MAX_THUMBNAILS = 4_000
+MAX_THUMBNAILS = 2_500
+MAX_THUMBNAILS_OF_A_CLASS = 120
+MAX_BULK_THUMBNAILS = 1_000
 THUMBNAIL = 64
 SHEET_COLUMNS = 10
 _SHEET_QUALITY = 78
 _GRID = 65_535
+_SPREAD_CELL = 1024
+_DENSITY_PIXELS = 1024
+_DENSITY_COLOUR = (165, 178, 200)
+_FAINTEST, _BRIGHTEST = 26, 205
+# Outside these quantiles a few stray galaxies would take the pixels of the many.
+_DENSITY_RANGE = (0.0005, 0.9995)
 
 Gridding = Callable[[pd.Series, int], np.ndarray]
 
@@ -35,8 +46,8 @@ def map_data(galaxies: pd.DataFrame, classes: pd.DataFrame, seed: int = 0) -> di
     Parameters
     ----------
     galaxies : table with id_str, file_loc ('' for no image), cluster, probability, x, y and optionally ra, dec
-    classes : table with cluster, size, medoid_id
-    seed : of the random sample that is drawn where there are more than `MAX_BULK` galaxies outside the classes
+    classes : table with cluster, size, medoid_id and optionally name
+    seed : of the choice of galaxies that is drawn where there are more than `MAX_BULK` outside the classes
         or more than `MAX_MEMBERS` in them
 
     Returns
@@ -44,22 +55,28 @@ def map_data(galaxies: pd.DataFrame, classes: pd.DataFrame, seed: int = 0) -> di
     x, y : base64 of little-endian uint16, the galaxies outside the classes first
     ids : id_str in the same order
     n_bulk, n_members : galaxies on the map; all_bulk, all_members : galaxies that could be
+    bulk_tiles : how many of the first of them have a thumbnail on bulk_sheet (data URI, or None), in its order
+    density : where not all galaxies outside the classes are drawn, their density (see `density_image`), else None
     members : columns cluster, probability, ra, dec, tile (place on the class's sheet, -1 = none) of the members
-    classes : for each class its colour, centre, size and sheet of thumbnails (data URI)
+    classes : for each class its colour, name, centre, size and sheet of thumbnails (data URI)
     """
     placed = galaxies[np.isfinite(galaxies["x"]) & np.isfinite(galaxies["y"])]
     everyone_in, everyone_out = placed[placed["cluster"] >= 0], placed[placed["cluster"] < 0]
     rng = np.random.default_rng(seed)
-    bulk, members = _sample(everyone_out, MAX_BULK, rng), _sample(everyone_in, MAX_MEMBERS, rng)
-    drawn = pd.concat([bulk, members])
     to_grid = _gridding(placed)
-    sheets, tiles = thumbnail_sheets(everyone_in[everyone_in["file_loc"] != ""])
+    bulk, members = spread_out(everyone_out, to_grid, rng).head(MAX_BULK), _sample_members(everyone_in, rng)
+    sheets, tiles = thumbnail_sheets(members[members["file_loc"] != ""])
+    pictured = bulk[bulk["file_loc"] != ""].head(MAX_BULK_THUMBNAILS)
+    drawn = pd.concat([bulk, members])
     return {
         "x": _packed(to_grid(drawn["x"], 0)),
         "y": _packed(to_grid(drawn["y"], 1)),
         "ids": [str(identifier) for identifier in drawn["id_str"]],
         "n_bulk": len(bulk),
         "all_bulk": len(everyone_out),
+        "bulk_tiles": len(pictured),
+        "bulk_sheet": _sheet(pictured) if len(pictured) else None,
+        "density": density_image(everyone_out, to_grid) if len(bulk) < len(everyone_out) else None,
         "n_members": len(members),
         "all_members": len(everyone_in),
         "members": _member_columns(members, tiles),
@@ -67,6 +84,42 @@ def map_data(galaxies: pd.DataFrame, classes: pd.DataFrame, seed: int = 0) -> di
         "thumbnail": THUMBNAIL,
         "columns": SHEET_COLUMNS,
     }
+
+
+def spread_out(table: pd.DataFrame, to_grid: Gridding, rng: np.random.Generator) -> pd.DataFrame:
+    """Rows in an order whose beginning covers the map evenly, those with an image first.
+
+    From each occupied cell of a coarse lattice one row at random, then a second of each, and so on: a plain sample
+    would show the crowded parts alone.
+    """
+    shuffled = table.iloc[rng.permutation(len(table))]
+    cells = [to_grid(shuffled[axis], index) // _SPREAD_CELL for index, axis in enumerate(("x", "y"))]
+    turn = shuffled.groupby(cells).cumcount().to_numpy()
+    return shuffled.iloc[np.lexsort((turn, shuffled["file_loc"].to_numpy() == ""))]
+
+
+def density_image(galaxies: pd.DataFrame, to_grid: Gridding) -> dict[str, Any]:
+    """Number of galaxies in each pixel of the map, as a picture.
+
+    Returns
+    -------
+    image : PNG as a data URI, its opacity a logarithm of the number, north up
+    left, right, low, high : its edges on the grid
+    """
+    x, y = to_grid(galaxies["x"], 0).astype(float), to_grid(galaxies["y"], 1).astype(float)
+    edges = [(low, max(high, low + 1)) for low, high in (np.quantile(axis, _DENSITY_RANGE) for axis in (x, y))]
+    spans = np.array([high - low for low, high in edges])
+    pixels = np.maximum(1, np.ceil(_DENSITY_PIXELS * spans / spans.max())).astype(int)
+    counts, _, _ = np.histogram2d(y, x, bins=tuple(pixels[::-1]), range=edges[::-1])
+    share = np.log1p(counts) / np.log1p(max(counts.max(), 1))
+    picture = np.empty((*counts.shape, 4), np.uint8)
+    picture[..., :3] = _DENSITY_COLOUR
+    picture[..., 3] = np.where(counts > 0, _FAINTEST + (_BRIGHTEST - _FAINTEST) * share, 0)[::-1]
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG")
+    (left, right), (low, high) = edges
+    image = data_uri(stream.getvalue(), "image/png")
+    return {"image": image, "left": left, "right": right, "low": low, "high": high}
 
 
 def thumbnail_sheets(members: pd.DataFrame) -> tuple[dict[int, str], pd.Series]:
@@ -79,17 +132,14 @@ def thumbnail_sheets(members: pd.DataFrame) -> tuple[dict[int, str], pd.Series]:
     sheets : class -> data URI
     tiles : place of each galaxy on its sheet, row by row, indexed like `members`; galaxies not shown are absent
     """
-    sizes = members["cluster"].value_counts().sort_index()
-    most = equal_share(sizes.to_numpy(), MAX_THUMBNAILS)
+    by_class: dict[Any, pd.DataFrame] = dict(iter(members.groupby("cluster")))
+    sizes = np.array([len(rows) for rows in by_class.values()], int)
+    most = min(equal_share(sizes, MAX_THUMBNAILS), MAX_THUMBNAILS_OF_A_CLASS)
     sheets: dict[int, str] = {}
     tiles: list[pd.Series] = []
-    for cluster in progress(sizes.index if most else (), "thumbnails", unit="class"):
-        shown = pick_members(members[members["cluster"] == cluster], most)
-        rows = -(-len(shown) // SHEET_COLUMNS)
-        image = montage([Path(file) for file in shown["file_loc"]], SHEET_COLUMNS, rows, THUMBNAIL, gap=0)
-        stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=_SHEET_QUALITY)
-        sheets[int(cluster)] = data_uri(stream.getvalue(), "image/jpeg")
+    for cluster in progress(list(by_class) if most else (), "thumbnails", unit="class"):
+        shown = pick_members(by_class[cluster], most)
+        sheets[int(cluster)] = _sheet(shown)
         tiles.append(pd.Series(range(len(shown)), index=shown.index))
     return sheets, pd.concat(tiles) if tiles else pd.Series(dtype=int)
 
@@ -111,10 +161,20 @@ def data_uri(content: bytes, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
-def _sample(table: pd.DataFrame, number: int, rng: np.random.Generator) -> pd.DataFrame:
-    if len(table) <= number:
-        return table
-    return table.iloc[np.sort(rng.choice(len(table), number, replace=False))]
+def _sheet(shown: pd.DataFrame) -> str:
+    rows = -(-len(shown) // SHEET_COLUMNS)
+    image = montage([Path(file) for file in shown["file_loc"]], SHEET_COLUMNS, rows, THUMBNAIL, gap=0)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=_SHEET_QUALITY)
+    return data_uri(stream.getvalue(), "image/jpeg")
+
+
+def _sample_members(members: pd.DataFrame, rng: np.random.Generator) -> pd.DataFrame:
+    """Members class by class; where there are too many, a random sample of the large classes and all of the small."""
+    share = equal_share(members["cluster"].value_counts().to_numpy(), MAX_MEMBERS)
+    shuffled = members.iloc[rng.permutation(len(members))]
+    kept = shuffled[shuffled.groupby("cluster").cumcount() < share]
+    return kept.sort_index().sort_values("cluster", kind="stable")
 
 
 def _gridding(placed: pd.DataFrame) -> Gridding:
@@ -155,11 +215,12 @@ def _class_entries(
     centres: pd.DataFrame, classes: pd.DataFrame, sheets: dict[int, str], to_grid: Gridding
 ) -> list[dict[str, Any]]:
     colours = neighbour_colours(centres.to_numpy(float), DARK_PALETTE)
-    sizes = classes.set_index("cluster")["size"]
+    sizes, names = classes.set_index("cluster")["size"], class_names(classes)
     x, y = to_grid(centres["x"], 0).tolist(), to_grid(centres["y"], 1).tolist()
     return [
         {
             "cluster": int(cluster),
+            "name": names.get(int(cluster)),
             "colour": colour,
             "x": x[row],
             "y": y[row],

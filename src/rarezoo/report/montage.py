@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,8 @@ Order = Literal["probability", "random"]
 GAP = 2
 GAP_COLOUR = (11, 14, 20)
 UNREADABLE_COLOUR = (96, 96, 96)
-JPEG_QUALITY = 88
+# Scale and JPEG quality of an embedded copy, the best first.
+_LADDER = ((1.0, 88), (1.0, 75), (1.0, 55), (0.5, 75), (0.5, 50), (0.25, 50))
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class ClassMontage:
 
     Attributes
     ----------
-    path : the JPEG file
+    path : the PNG file
     shown : id_str of the galaxies shown, row by row from the upper left
     members : number of galaxies in the class
     columns : tiles in a row
@@ -77,7 +79,7 @@ def class_montages(
     order: Order = "probability",
     seed: int = 0,
 ) -> dict[int, ClassMontage]:
-    """Write the montage of each class as class_007.jpg and so on; galaxies without an image are not shown.
+    """Write the montage of each class as class_007.png and so on; galaxies without an image are not shown.
 
     Parameters
     ----------
@@ -106,13 +108,27 @@ def class_montages(
         members = pictured[pictured["cluster"] == cluster]
         shown = pick_members(members, columns * rows, order, seed)
         image = montage([Path(file) for file in shown["file_loc"]], columns, rows, thumbnail)
-        path = folder / f"class_{cluster:03d}.jpg"
+        path = folder / f"class_{cluster:03d}.png"
         with written_beside(path) as temporary:
-            image.save(temporary, quality=JPEG_QUALITY)
+            image.save(temporary, "PNG")
         montages[cluster] = ClassMontage(
             path, tuple(map(str, shown["id_str"])), int(sizes[cluster]), columns, thumbnail
         )
     return montages
+
+
+def embedded_copies(montages: Mapping[int, ClassMontage], budget: int) -> dict[int, bytes]:
+    """JPEG copies of montages that take up no more than some bytes together, each at most an equal part of them.
+
+    Quality, and then size, is lowered as far as that takes: PNG of galaxies is some five times as large.
+
+    Returns
+    -------
+    class -> JPEG; a montage that is too large even at the lowest quality is left out
+    """
+    allowed = budget // max(len(montages), 1)
+    copies = {cluster: _copy_within(montage.path, allowed) for cluster, montage in montages.items()}
+    return {cluster: copy for cluster, copy in copies.items() if copy is not None}
 
 
 def pick_members(members: pd.DataFrame, number: int, order: Order = "probability", seed: int = 0) -> pd.DataFrame:
@@ -127,6 +143,18 @@ def pick_members(members: pd.DataFrame, number: int, order: Order = "probability
         chosen = np.random.default_rng(seed).choice(len(members), number, replace=False)
         members = members.iloc[np.sort(chosen)]
     return members.sort_values("probability", ascending=False, kind="stable").head(number)
+
+
+def _copy_within(path: Path, allowed: int) -> bytes | None:
+    with Image.open(path) as image:
+        image.load()
+    for scale, quality in _LADDER:
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        stream = io.BytesIO()
+        (image if scale == 1 else image.resize(size, Image.Resampling.BOX)).save(stream, "JPEG", quality=quality)
+        if stream.tell() <= allowed:
+            return stream.getvalue()
+    return None
 
 
 def _tile(file: Path, side: int) -> Image.Image:

@@ -6,23 +6,25 @@ import base64
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
 from rarezoo.provenance import flat, written_beside
+from rarezoo.report.cards import FIGURES, NOTHING, class_cards, records
 from rarezoo.report.figures import class_map, to_png
 from rarezoo.report.map_data import data_uri, map_data
 from rarezoo.report.montage import GAP, ClassMontage
 
 _FOLDER = Path(__file__).parent
 _PRINT_DPI = 110
-NOTHING = "–"
+_SCRIPTS = ("map.js", "page.js")
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,10 @@ class Report:
     ----------
     title : name of the search
     n_catalog : galaxies in the catalog
-    cuts : one row a cut: cut, answer, threshold, removed, left; may be empty
-    classes : one row a class: cluster, size, medoid_id, and optionally share, persistence, cohesion, parent, answers
-        (what sets it apart: mappings with answer, mean, others); all but the first two may hold missing values
+    cuts : the steps of a `Selection`: cut, answer, of (fraction or joint), at_least, below (either may be missing),
+        removed, left
+    classes : one row a class: cluster, size, medoid_id, and optionally the columns that `class_cards` names; all but
+        the first two may hold missing values
     galaxies : one row a galaxy that passed the cuts: id_str, file_loc (a path that can be opened, '' for no image),
         cluster (-1 = none), probability, x, y and optionally ra, dec (degrees)
     montages : as from `class_montages`
@@ -43,6 +46,10 @@ class Report:
         completeness; None where the truth is not known
     settings, provenance : JSON-like, shown as they are
     n_failed : images that could not be read
+    warnings : sentences, shown before all else
+    quality : figures of the search as a whole by name; None is not known
+    files : label -> path of a file, relative to the page
+    sweep : path of the page that compares this search with others, relative to the page
     """
 
     title: str
@@ -55,27 +62,39 @@ class Report:
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     n_failed: int = 0
+    warnings: Sequence[str] = ()
+    quality: Mapping[str, float | int | None] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    sweep: str | None = None
 
 
 def write_report(path: Path, report: Report) -> None:
     """Write the page: a self-contained HTML file with its images, whole or not at all.
+
+    It takes less than 30 MB for up to some 2,000 classes among any number of galaxies.
 
     Raises
     ------
     UserError
         if the file cannot be written
     """
-    html = render(report)
+    html = render(report, path.parent)
     with written_beside(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
 
 
-def render(report: Report) -> str:
-    """HTML text of the page. All that comes from users is escaped, and only the page's own script may run."""
-    script = (_FOLDER / "page.js").read_text(encoding="utf-8")
+def render(report: Report, folder: Path | None = None) -> str:
+    """HTML text of the page. All that comes from users is escaped, and only the page's own script may run.
+
+    Parameters
+    ----------
+    folder : of the page, for its links to the montage files; None leaves them out
+    """
+    script = "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     data = map_data(report.galaxies, report.classes)
     data["montage_gap"] = GAP
     colours = {entry["cluster"]: entry["colour"] for entry in data["classes"]}
+    groups = class_cards(report.classes, report.montages, colours, folder)
     return (
         _environment()
         .get_template("page.html.jinja")
@@ -87,10 +106,17 @@ def render(report: Report) -> str:
             script_hash=_content_hash(script),
             data=data,
             static_map=data_uri(to_png(class_map(report.galaxies, report.classes), _PRINT_DPI), "image/png"),
-            cards=[_card(row, report, colours) for row in _records(report.classes)],
+            groups=groups,
+            any_group=any(group.number is not None for group in groups),
+            figures=[figure for figure in FIGURES if figure.column in report.classes],
+            has_grades="grade" in report.classes,
             cuts=_cut_rows(report),
-            recovery=[] if report.recovery is None else _records(report.recovery),
+            recovery=[] if report.recovery is None else records(report.recovery),
             advice=_advice(report) if report.classes.empty else [],
+            warnings=report.warnings,
+            quality=report.quality,
+            files={label: quote(path) for label, path in report.files.items()},
+            sweep=None if report.sweep is None else quote(report.sweep),
             settings=flat(report.settings).items(),
             provenance=flat(report.provenance).items(),
         )
@@ -106,7 +132,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"count": _count, "decimal": _decimal, "percent": _percent}
+    environment.filters |= {"count": _count, "decimal": _decimal, "percent": _percent, "figure": _figure}
     return environment
 
 
@@ -117,67 +143,23 @@ def _content_hash(script: str) -> str:
 
 def _facts(report: Report) -> dict[str, int]:
     in_classes = int((report.galaxies["cluster"] >= 0).sum())
+    excluded = int(report.classes["excluded"].eq(True).sum()) if "excluded" in report.classes else 0
     return {
         "catalog": report.n_catalog,
         "failed": report.n_failed,
         "selected": len(report.galaxies),
-        "classes": len(report.classes),
+        "classes": len(report.classes) - excluded,
+        "excluded": excluded,
         "in_classes": in_classes,
         "without_image": int((report.galaxies["file_loc"] == "").sum()),
     }
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dictionaries, missing values as None."""
-    return [
-        {str(name): None if _is_missing(value) else value for name, value in row.items()}
-        for row in table.to_dict(orient="records")
-    ]
-
-
-def _is_missing(value: object) -> bool:
-    return value is None or value is pd.NaT or value is pd.NA or (isinstance(value, float) and not math.isfinite(value))
-
-
-def _card(row: Mapping[str, Any], report: Report, colours: Mapping[int, str]) -> dict[str, Any]:
-    cluster = int(row["cluster"])
-    montage = report.montages.get(cluster)
-    return {
-        "cluster": cluster,
-        "colour": colours.get(cluster, "#8b95a7"),
-        "size": int(row["size"]),
-        **{name: row.get(name) for name in ("share", "persistence", "cohesion", "medoid_id")},
-        "answers": [] if row.get("answers") is None else list(row["answers"]),
-        "kin": _kin(row, report.classes),
-        "montage": None if montage is None else _embedded(montage),
-    }
-
-
-def _kin(row: Mapping[str, Any], classes: pd.DataFrame) -> list[int]:
-    """Classes that split from the same branch of the condensed tree."""
-    if row.get("parent") is None:
-        return []
-    same = classes.loc[(classes["parent"] == row["parent"]) & (classes["cluster"] != row["cluster"]), "cluster"]
-    return [int(cluster) for cluster in same]
-
-
-def _embedded(montage: ClassMontage) -> dict[str, Any]:
-    with Image.open(montage.path) as image:
-        width, height = image.size
-    return {
-        "source": data_uri(montage.path.read_bytes(), "image/jpeg"),
-        "width": width,
-        "height": height,
-        "shown": list(montage.shown),
-        "n_shown": len(montage.shown),
-        "members": montage.members,
-        "columns": montage.columns,
-        "thumbnail": montage.thumbnail,
-    }
-
-
 def _cut_rows(report: Report) -> list[dict[str, Any]]:
-    rows = _records(report.cuts)
+    """The funnel, whose first row is what there was; nothing where nothing was cut."""
+    rows = records(report.cuts)
+    if not any(row["answer"] for row in rows):
+        return []
     total = max((row["left"] + row["removed"] for row in rows), default=0) or 1
     return [{**row, "left_share": row["left"] / total, "removed_share": row["removed"] / total} for row in rows]
 
@@ -187,7 +169,7 @@ def _advice(report: Report) -> list[tuple[str, str, str]]:
     reasons = {
         "tree.min_samples": "lower it: it smooths the density, and groups of fewer galaxies vanish in the bulk",
         "tree.min_cluster_size": "lower it: smaller groups are not counted as classes",
-        "selection.cuts": "widen the selection: fewer cuts, or higher thresholds, leave more galaxies to form groups",
+        "selection.cuts": "widen the selection: fewer or milder cuts leave more galaxies to form groups",
         "layout.n_neighbors": "lower it: a small group is torn apart by neighbours that do not belong to it",
     }
     present = flat(report.settings)
@@ -207,3 +189,10 @@ def _percent(value: float | None) -> str:
         return NOTHING
     digits = 2 if 0 < value < 0.001 else 1
     return re.sub(r"\.0+$", "", f"{100 * value:.{digits}f}") + "%"
+
+
+def _figure(value: float | None) -> str:
+    """A number of either kind: whole ones with thousands apart, others with three figures."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return f"{value:,}" if isinstance(value, Integral) else f"{value:.3g}"

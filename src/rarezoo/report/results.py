@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rarezoo.cli import UserError, did_you_mean
-from rarezoo.clustering.classes import class_table, galaxy_table
+from rarezoo.clustering.classes import class_means, class_table, galaxy_table
+from rarezoo.clustering.cohesion import column_cohesion
+from rarezoo.clustering.decisions import Decided, decide, read_decisions, write_template
+from rarezoo.clustering.evidence import Evidence, warnings_of, weigh
+from rarezoo.clustering.grouping import group_classes
+from rarezoo.clustering.pipeline import Announce
 from rarezoo.clustering.scores import FOUND, kind_agreement, recovery
 from rarezoo.clustering.scores import summary as recovery_summary
-from rarezoo.clustering.search import Announce, search_classes
-from rarezoo.clustering.settings import ClusterSettings
+from rarezoo.clustering.search import ClassSearch, search_classes
+from rarezoo.clustering.settings import ClusterSettings, GroupSettings
 from rarezoo.clustering.stages import StageStore
 from rarezoo.data.tables import read_table
 from rarezoo.embeddings import Embeddings
-from rarezoo.provenance import made_with, written_beside
+from rarezoo.provenance import made_with, sha256_of_file, sweep_of, written_beside
+from rarezoo.report.figures import class_map, to_png
 from rarezoo.report.montage import ClassMontage, class_montages
 from rarezoo.report.page import Report, write_report
+from rarezoo.report.tables import write_tables
 
 _TRUTH_COLUMNS = ("id_str", "rare_class")
 # Fewer say nothing of whether kinds separate: the cuts of a search for galaxies leave a handful.
 _ENOUGH_ARTIFACTS = 30
 _RECOVERY_SHOWN = ["class", "members", "selected", "cluster", "f1", "purity", "completeness"]
+# Text with more different values than this names galaxies rather than kinds of them.
+_MOST_KINDS = 100
+_TEMPLATE = "classes.example.yaml"
 
 
 @dataclass(frozen=True)
@@ -34,18 +45,22 @@ class Results:
 
     Attributes
     ----------
-    classes : see `class_table`
+    classes : see `class_table`, with what `weigh` measured, the astronomer's names and notes, and groups
     galaxies : see `galaxy_table`
+    cuts : see `Selection`
     montages : class -> its montage
-    recovery : see `recovery`; None where no truth was given
-    summary : figures for the end of the run
+    map : the picture of the layout with the classes on it
+    summary : figures of the run
+    unmatched : decisions that fit no class of this search
     """
 
     classes: pd.DataFrame
     galaxies: pd.DataFrame
+    cuts: pd.DataFrame
     montages: Mapping[int, ClassMontage]
-    recovery: pd.DataFrame | None
+    map: Path
     summary: dict[str, Any]
+    unmatched: list[str]
 
 
 def read_truth(path: Path | None) -> pd.DataFrame | None:
@@ -73,9 +88,10 @@ def read_truth(path: Path | None) -> pd.DataFrame | None:
 def search_and_write(
     folder: Path, embeddings: Embeddings, settings: ClusterSettings, inputs: Mapping[str, str], announce: Announce
 ) -> Results:
-    """Search for classes and write galaxies.parquet, classes.parquet, montages/ and report.html.
+    """Search for classes, weigh them, and write tables, montages, map.png and report.html.
 
-    With a known truth, which the search does not see, also recovery.parquet.
+    Tables are galaxies and classes, each in four formats, columns.parquet on the catalog's own columns, and, with a
+    known truth, which the search does not see, recovery.parquet.
 
     Parameters
     ----------
@@ -83,31 +99,38 @@ def search_and_write(
     inputs : name -> content hash, for the page
     announce : called with the name of each stage
     """
-    truth = read_truth(settings.truth)
-    search = search_classes(embeddings, settings.search, StageStore(settings.stages), announce)
-    rows = search.selection.rows
-    galaxies = galaxy_table(embeddings.to_pandas(rows), search.tree, search.view)
-    classes = class_table(
-        search.tree,
-        embeddings.representation[rows],
-        search.graph.indices,
-        embeddings.vote_fractions(rows),
-        embeddings.label_cols,
-        galaxies["id_str"].tolist(),
-    )
-    _write_parquet(folder / "galaxies.parquet", galaxies)
-    _write_parquet(folder / "classes.parquet", classes)
-    with written_beside(folder / "montages") as temporary:
-        temporary.mkdir()
-        drawn = class_montages(temporary, galaxies, **settings.report.model_dump())
-    montages = {cluster: _moved(found, folder / "montages") for cluster, found in drawn.items()}
-    summary: dict[str, Any] = {"n_galaxies": len(embeddings), **search.summary()}
+    truth, decisions = read_truth(settings.truth), read_decisions(settings.decisions)
+    store = StageStore(settings.stages)
+    search = search_classes(embeddings, settings.search, store, announce)
+    catalog = embeddings.to_pandas(search.selection.rows)
+    decided = decide(search.tree, catalog["id_str"].to_numpy(object), decisions)
+    evidence = weigh(search, decided.tree, settings.trust, announce)
+    announce("tables")
+    galaxies = galaxy_table(catalog, decided.tree, search.view, decided.found)
+    classes = _classes(search, decided, evidence, settings.groups, embeddings, galaxies["id_str"].tolist())
+    made = {"config": settings.decisive(), "inputs": dict(inputs), **made_with()}
+    files = write_tables(folder, classes, galaxies, made)
+    columns = column_cohesion(decided.tree.labels, _unseen(catalog))
+    files["columns.parquet"] = _write_parquet(folder / "columns.parquet", columns)
+    write_template(folder / _TEMPLATE, classes)
+    summary: dict[str, Any] = {
+        "n_galaxies": len(embeddings),
+        **search.summary(),
+        **evidence.quality,
+        **store.summary(),
+    }
+    if decided_by := decisions_of(settings.decisions):
+        summary["decisions_sha256"] = decided_by
     recovered = None
     if truth is not None:
-        recovered, compared = compare(galaxies, truth)
-        _write_parquet(folder / "recovery.parquet", recovered)
-        summary["recovery"] = compared
-    announce("report")
+        recovered, summary["recovery"] = compare(galaxies, truth)
+        files["recovery.parquet"] = _write_parquet(folder / "recovery.parquet", recovered)
+    announce("montages and report")
+    montages = _write_montages(folder, galaxies, settings)
+    picture = folder / "map.png"
+    with written_beside(picture) as temporary:
+        temporary.write_bytes(to_png(class_map(galaxies, classes)))
+    sweep = sweep_of(folder)
     page = Report(
         title=settings.name,
         settings=settings.decisive(),
@@ -119,9 +142,53 @@ def search_and_write(
         montages=montages,
         recovery=None if recovered is None else recovered.rename(columns={"class": "class_name"}),
         n_failed=int(embeddings.attributes["n_failed"]),
+        warnings=[*warnings_of(search, settings.search, evidence.quality), *decided.unmatched],
+        quality=evidence.quality,
+        files={name: path.name for name, path in files.items()} | {"map.png": picture.name},
+        sweep=None if sweep is None else "../sweep.html",
     )
     write_report(folder / "report.html", page)
-    return Results(classes, galaxies, montages, recovered, summary)
+    return Results(classes, galaxies, search.selection.steps, montages, picture, summary, decided.unmatched)
+
+
+def decisions_of(path: Path) -> str:
+    """Hash of a file of decisions, '' where there is none: a run is up to date with one of them."""
+    return sha256_of_file(path) if path.is_file() else ""
+
+
+def _classes(
+    search: ClassSearch,
+    decided: Decided,
+    evidence: Evidence,
+    groups: GroupSettings,
+    embeddings: Embeddings,
+    ids: list[str],
+) -> pd.DataFrame:
+    tree, x, rows = decided.tree, search.pipeline.x, search.selection.rows
+    fractions = embeddings.vote_fractions(rows)
+    classes = class_table(tree, x, search.graph.indices, fractions, embeddings.label_cols, ids)
+    said = decided.classes.drop(columns="cluster")
+    table = pd.concat([classes, evidence.classes, said], axis=1)
+    if groups.tree is None and groups.similarity is None:
+        return table
+    means = class_means(tree.labels, x, tree.n_classes) - x.mean(axis=0, dtype=np.float64)
+    return table.assign(group=group_classes(tree, means, groups.tree, groups.similarity))
+
+
+def _unseen(catalog: pd.DataFrame) -> pd.DataFrame:
+    """Columns of the catalog that say something of a galaxy and that no training saw."""
+    own = catalog.drop(columns=["id_str", "file_loc", "ra", "dec"], errors="ignore")
+    kept = [
+        name for name, column in own.items() if pd.api.types.is_numeric_dtype(column) or column.nunique() <= _MOST_KINDS
+    ]
+    return own[kept]
+
+
+def _write_montages(folder: Path, galaxies: pd.DataFrame, settings: ClusterSettings) -> dict[int, ClassMontage]:
+    with written_beside(folder / "montages") as temporary:
+        temporary.mkdir()
+        drawn = class_montages(temporary, galaxies, **settings.report.model_dump())
+    return {cluster: replace(found, path=folder / "montages" / found.path.name) for cluster, found in drawn.items()}
 
 
 def read_recovery(folder: Path) -> pd.DataFrame:
@@ -165,10 +232,7 @@ def compare(galaxies: pd.DataFrame, truth: pd.DataFrame) -> tuple[pd.DataFrame, 
     return table, facts
 
 
-def _write_parquet(path: Path, table: pd.DataFrame) -> None:
+def _write_parquet(path: Path, table: pd.DataFrame) -> Path:
     with written_beside(path) as temporary:
         table.to_parquet(temporary, index=False)
-
-
-def _moved(montage: ClassMontage, folder: Path) -> ClassMontage:
-    return ClassMontage(folder / montage.path.name, montage.shown, montage.members, montage.columns, montage.thumbnail)
+    return path

@@ -24,6 +24,7 @@ METRIC = "test/loss"
 JOB, SEED = "job", "seed"
 _MOST_LINES = 8
 _STEEP_LABELS = 8
+_HASH_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,11 @@ def write_sweep(folder: Path, metric: str = METRIC) -> dict[str, Path]:
     -------
     what -> path
     """
-    with FileLock(folder / ".sweep.lock"):
+    with sweep_lock(folder):
         sweep = read_sweep(folder)
         if sweep.table.empty:
             return {}
-        paths = {"sweep": folder / "sweep.parquet", "sweep.csv": folder / "sweep.csv"}
-        with written_beside(paths["sweep"]) as temporary:
-            sweep.table.to_parquet(temporary, index=False)
-        with written_beside(paths["sweep.csv"]) as temporary:
-            sweep.table.to_csv(temporary, index=False)
+        paths = write_sweep_tables(folder, sweep)
         if metric in sweep.table:
             paths["sweep.png"] = folder / "sweep.png"
             with written_beside(paths["sweep.png"]) as temporary:
@@ -82,10 +79,26 @@ def write_sweep(folder: Path, metric: str = METRIC) -> dict[str, Path]:
     return paths
 
 
+def sweep_lock(folder: Path) -> FileLock:
+    """Lock that a job holds while it brings the files of its sweep up to date."""
+    return FileLock(folder / ".sweep.lock")
+
+
+def write_sweep_tables(folder: Path, sweep: Sweep) -> dict[str, Path]:
+    """Write sweep.parquet and sweep.csv; what -> path."""
+    paths = {"sweep": folder / "sweep.parquet", "sweep.csv": folder / "sweep.csv"}
+    with written_beside(paths["sweep"]) as temporary:
+        sweep.table.to_parquet(temporary, index=False)
+    with written_beside(paths["sweep.csv"]) as temporary:
+        sweep.table.to_csv(temporary, index=False)
+    return paths
+
+
 def read_sweep(folder: Path) -> Sweep:
     """Read the records of all jobs directly below a folder.
 
     Options that are null are missing values; lists are JSON text. The same of an option that only some jobs have.
+    Where jobs were made from different files, the first digits of the files' hashes are options too, as `inputs.NAME`.
     """
     settings: list[dict[str, Any]] = []
     summaries: list[dict[str, Any]] = []
@@ -97,7 +110,7 @@ def read_sweep(folder: Path) -> Sweep:
             left_out.append(path.parent.name)
             continue
         jobs.append(path.parent.name)
-        settings.append(_plain(record["key"]["settings"]))
+        settings.append(_plain(record["key"]["settings"]) | _input_digits(record["key"]))
         summaries.append({name: value for name, value in _plain(record["summary"]).items() if name != JOB})
     given = pd.DataFrame(settings)
     options = [str(name) for name in given if len(set(given[name].map(repr))) > 1]
@@ -213,6 +226,12 @@ def _short(option: str) -> str:
 
 def _plain(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {name: json.dumps(value) if isinstance(value, list) else value for name, value in flat(tree).items()}
+
+
+def _input_digits(key: Mapping[str, Any]) -> dict[str, str]:
+    inputs = key.get("inputs")
+    found = inputs if isinstance(inputs, dict) else {}
+    return {f"inputs.{name}": str(digest)[:_HASH_DIGITS] for name, digest in found.items()}
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import netrc
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
+import numpy as np
 import yaml
 from numpy.typing import NDArray
 from PIL import Image
@@ -37,6 +39,7 @@ _MODES_OF_ENVIRONMENT: Mapping[str, Mode] = {
     "disabled": "disabled",
 }
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+_DATA_DIR = "WANDB_DATA_DIR"
 _ARTIFACT_FORBIDS = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -75,13 +78,24 @@ class TrackedRun:
         if self._run is not None:
             self._safely(lambda run: run.log({name: _table(table)}))
 
+    def log_class_table(self, classes: pd.DataFrame, montages: Mapping[int, Path]) -> None:
+        """Log the table of classes with the montage of each as an image; lists and mappings become JSON text.
+
+        Parameters
+        ----------
+        classes : one row a class, with its number as `cluster`
+        montages : class -> image file; a class may have none
+        """
+        if self._run is not None:
+            self._safely(lambda run: run.log({"classes": _table(_with_montages(classes, montages))}))
+
     def log_model(self, path: Path, name: str) -> None:
         """Keep a file as a model artifact of that name, where the run was asked to (`logger.log_model`)."""
         if self._log_model and self._run is not None:
             self._safely(lambda run: run.log_artifact(str(path), _ARTIFACT_FORBIDS.sub("-", name), type="model"))
 
     def summary(self, values: Mapping[str, object]) -> None:
-        """Set the figures that stand for the run as a whole."""
+        """Set the figures that stand for the run as a whole; nested ones are shown by dotted name."""
         self._safely(lambda run: run.summary.update(dict(values)))
 
     def finish(self, exit_code: int = 0) -> None:
@@ -115,6 +129,9 @@ def tracked_run(
 ) -> Iterator[TrackedRun]:
     """Track a run for as long as the context lasts; it is finished also where an exception ends it (exit code 1).
 
+    Files of artifacts, and with them the images in tables, are kept in `folder`/wandb too, unless WANDB_DATA_DIR says
+    otherwise: by itself the client puts them below the home directory. `wandb sync` looks for them under the same path.
+
     A job of a sweep, whatever launched it, is a run of its own. Its group is that of the sweep, `group`/folder of the
     sweep, and its name is that of its folder, which Hydra gives the options, without those that all jobs share.
 
@@ -141,14 +158,15 @@ def tracked_run(
         "config": {**flat(config or {}), "git_commit": git_commit()},
         "dir": str(folder),
     }
-    wandb_run, came_to_be = _start(mode, init_seconds, arguments)
-    run = TrackedRun(wandb_run, came_to_be, csv, log_model)
-    exit_code = 1
-    try:
-        yield run
-        exit_code = 0
-    finally:
-        run.finish(exit_code)
+    with _artifacts_kept_in(folder / "wandb"):
+        wandb_run, came_to_be = _start(mode, init_seconds, arguments)
+        run = TrackedRun(wandb_run, came_to_be, csv, log_model)
+        exit_code = 1
+        try:
+            yield run
+            exit_code = 0
+        finally:
+            run.finish(exit_code)
 
 
 def lightning_loggers(run: TrackedRun, folder: Path) -> list[Logger]:
@@ -181,6 +199,19 @@ def resolve_mode(mode: Mode) -> Mode:
     if stated := _MODES_OF_ENVIRONMENT.get(os.environ.get("WANDB_MODE", "").lower()):
         return stated
     return "online" if _has_api_key() else "offline"
+
+
+@contextmanager
+def _artifacts_kept_in(folder: Path) -> Iterator[None]:
+    """Let wandb, which reads the variable each time, put copies of files there; each job of a sweep has its own."""
+    if _DATA_DIR in os.environ:
+        yield
+        return
+    os.environ[_DATA_DIR] = str(folder.resolve())
+    try:
+        yield
+    finally:
+        del os.environ[_DATA_DIR]
 
 
 def _start(mode: Mode, init_seconds: float, arguments: Mapping[str, Any]) -> tuple[Any | None, Mode]:
@@ -256,6 +287,21 @@ def _table(table: pd.DataFrame) -> Any:
 
     plain = table.astype(object).where(table.notna(), None)
     return wandb.Table(dataframe=plain.rename(columns=str), allow_mixed_types=True)
+
+
+def _with_montages(classes: pd.DataFrame, montages: Mapping[int, Path]) -> pd.DataFrame:
+    table = classes.map(_as_cell).astype(object)
+    table.insert(1, "montage", [_image(montages[n]) if n in montages else None for n in classes["cluster"]])
+    return table
+
+
+def _as_cell(value: Any) -> Any:
+    nested = value.tolist() if isinstance(value, np.ndarray) else value
+    return (
+        json.dumps(nested, default=lambda number: number.item())
+        if isinstance(nested, list | tuple | Mapping)
+        else value
+    )
 
 
 def _job_name(folder: Path) -> str:

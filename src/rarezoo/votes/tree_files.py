@@ -14,10 +14,11 @@ SCHEMA_FOLDER = Path(__file__).resolve().parents[3] / "conf" / "schema"
 SELF = "_self_"
 
 
-class _NoRepeats(yaml.SafeLoader):
+class NoRepeats(yaml.SafeLoader):
     """Plain YAML would let the second of two questions of one name replace the first, without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Mapping of a node whose keys are all different."""
         names = [self.construct_object(key, deep=deep) for key, _ in node.value]
         if twice := [str(name) for name in names if names.count(name) > 1]:
             raise yaml.constructor.ConstructorError(None, None, f"'{twice[0]}' is there twice", node.start_mark)
@@ -60,7 +61,7 @@ def _read(path: Path, within: tuple[Path, ...]) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _NoRepeats)
+        content = yaml.load(path.read_text(encoding="utf-8"), NoRepeats)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not readable as YAML ({error}). Repair the file.") from error
     if not isinstance(content, Mapping) or not content:

@@ -3,6 +3,7 @@
 import json
 import struct
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from wandb.proto import wandb_internal_pb2
 
@@ -15,7 +16,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
-    """What the file says of the run. `history` has a dict per row."""
+    """What the file says: `history` is a dict per row, `files` a path on this disk per file of an artifact."""
 
     run_id: str = ""
     name: str = ""
@@ -25,6 +26,7 @@ class OfflineRun:
     history: list = field(default_factory=list)
     summary: dict = field(default_factory=dict)
     artifacts: list = field(default_factory=list)
+    files: dict = field(default_factory=dict)
     exit_code: int | None = None
     system_metrics: set = field(default_factory=set)
 
@@ -33,6 +35,18 @@ class OfflineRun:
         names = {name for row in self.history for name in row if not name.startswith("_")}
         media = {name.removesuffix("._type") for name in names if name.endswith("._type")}
         return {name for name in names if name.rpartition(".")[0] not in media}
+
+    def table(self, name):
+        """Rows of a logged table as the server gets them, as dicts; images are their paths on this disk."""
+        content = json.loads(self.files[f"{name}.table.json"].read_text())
+        return [
+            {column: self._cell(value) for column, value in zip(content["columns"], row, strict=True)}
+            for row in content["data"]
+        ]
+
+    def _cell(self, value):
+        is_image = isinstance(value, dict) and value["_type"] == "image-file"
+        return self.files[value["path"]] if is_image else value
 
 
 def read_offline_run(path):
@@ -51,6 +65,7 @@ def read_offline_run(path):
             run.summary |= values(record.summary.update)
         elif kind == "artifact":
             run.artifacts.append((record.artifact.type, record.artifact.name))
+            run.files |= {entry.path: Path(entry.local_path) for entry in record.artifact.manifest.contents}
         elif kind == "stats":
             run.system_metrics |= {item.key for item in record.stats.item}
         elif kind == "exit":

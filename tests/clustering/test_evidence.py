@@ -1,0 +1,120 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rarezoo.clustering import repeats as repeats_module
+from rarezoo.clustering.decisions import Decisions, decide
+from rarezoo.clustering.evidence import warnings_of, weigh
+from rarezoo.clustering.repeats import repeat_search, shrunk
+from rarezoo.clustering.search import search_classes
+from rarezoo.clustering.settings import SearchSettings, TreeSettings, TrustSettings
+from rarezoo.clustering.stages import StageStore
+
+SETTINGS = SearchSettings.model_validate(
+    {
+        "layout": {"n_neighbors": 15, "n_components": 3, "seed": 1, "n_epochs": 60},
+        "tree": {"min_samples": 5, "min_cluster_size": 15, "method": "leaf"},
+    }
+)
+TRUST = TrustSettings(seeds=1, bootstraps=1, controls=1)
+
+
+@pytest.fixture(scope="module")
+def search(planted, tmp_path_factory):
+    return search_classes(planted, SETTINGS, StageStore(tmp_path_factory.mktemp("evidence") / "stages"))
+
+
+@pytest.fixture(scope="module")
+def evidence(search):
+    return weigh(search, search.tree, TRUST)
+
+
+def classes_of_groups(planted, search):
+    """Class that holds most of each planted group."""
+    rows = [planted.group[search.selection.rows] == group for group in range(3)]
+    return [np.bincount(search.tree.labels[inside] + 1)[1:].argmax() for inside in rows]
+
+
+def test_planted_groups_are_graded_above_the_shattered_bulk(planted, search, evidence):
+    groups = classes_of_groups(planted, search)
+    stable = evidence.classes[["stability_seeds", "stability_samples"]].mean(axis=1)
+    assert stable[groups].mean() > 0.85
+    assert stable.drop(index=groups).mean() < 0.6
+    assert (evidence.classes.loc[groups, "grade"] == "A").sum() >= 2
+
+
+def test_planted_groups_have_a_contrast_that_chance_does_not_give(planted, search, evidence):
+    groups = classes_of_groups(planted, search)
+    least = 1 / (1 + evidence.quality["control_classes"])
+    assert evidence.classes.loc[groups, "control_exceeded"].tolist() == pytest.approx([least] * 3)
+
+
+def test_quality_has_the_same_names_whatever_was_measured(search, evidence):
+    nothing = weigh(search, search.tree, TrustSettings())
+    assert nothing.quality.keys() == evidence.quality.keys()
+    assert nothing.quality["control_classes"] is None
+    assert nothing.quality["stability"] is None
+    assert set(nothing.classes["grade"]) == {"–"}
+    assert nothing.classes["control_exceeded"].isna().all()
+
+
+def test_repeats_are_not_computed_twice(search, evidence, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("a repeat was computed again")
+
+    monkeypatch.setattr(repeats_module, "passing_store", refuse)
+    again = weigh(search, search.tree, TRUST)
+    assert again.classes.equals(evidence.classes)
+
+
+def test_a_repeat_leaves_nothing_but_its_result(search, evidence):
+    left = {path.name.rpartition("-")[0] for path in search.pipeline.store.root.iterdir() if path.is_dir()}
+    assert left == {"neighbours", "fuzzy", "start", "layout", "spanning", "tree", "seed", "sample", "control"}
+
+
+def test_seeds_differ_and_samples_hold_their_share(search, evidence):
+    repeats = repeat_search(search.pipeline, TRUST)
+    assert not np.array_equal(repeats.by_seed[0], search.tree.labels)
+    rows, labels = repeats.by_sample[0]
+    assert len(rows) == len(labels) == round(0.8 * len(search.tree.labels))
+    assert (np.diff(rows) > 0).all()
+
+
+def test_a_tree_without_a_layout_is_not_repeated_by_seed(planted, tmp_path):
+    direct = SETTINGS.model_copy(update={"layout": SETTINGS.layout.model_copy(update={"method": "none"})})
+    search = search_classes(planted, direct, StageStore(tmp_path / "stages"))
+    repeats = repeat_search(search.pipeline, TrustSettings(seeds=3, bootstraps=1))
+    assert not repeats.by_seed
+    assert len(repeats.by_sample) == 1
+
+
+def test_a_sample_is_searched_for_classes_as_much_smaller():
+    tree = TreeSettings(min_samples=10, min_cluster_size=20, method="eom", max_cluster_size=100)
+    assert shrunk(tree, 0.8).model_dump(include={"min_samples", "min_cluster_size", "max_cluster_size"}) == {
+        "min_samples": 8,
+        "min_cluster_size": 16,
+        "max_cluster_size": 80,
+    }
+    smallest = shrunk(TreeSettings(min_samples=1, min_cluster_size=2), 0.1)
+    assert (smallest.min_samples, smallest.min_cluster_size, smallest.max_cluster_size) == (1, 2, 0)
+
+
+def test_excluded_classes_are_not_weighed(search):
+    ids = [str(row) for row in range(len(search.tree.labels))]
+    member = ids[int(np.flatnonzero(search.tree.labels == 0)[0])]
+    decided = decide(search.tree, ids, Decisions.model_validate({"classes": [{"medoid": member, "exclude": True}]}))
+    assert len(weigh(search, decided.tree, TrustSettings()).classes) == search.tree.n_classes - 1
+
+
+def test_min_samples_that_hides_rare_classes_is_warned_of(search):
+    (warning,) = warnings_of(search, SETTINGS, {})
+    assert "tree.min_samples=5 hides groups of fewer than about 5" in warning
+    fine = SETTINGS.model_copy(update={"tree": TreeSettings(min_samples=1)})
+    assert not warnings_of(search, fine, {})
+
+
+def test_few_neighbours_and_as_many_classes_by_chance_are_warned_of(search):
+    fine = SETTINGS.model_copy(update={"tree": TreeSettings(min_samples=1)})
+    poor = warnings_of(replace(search, recall=0.9), fine, {"control_classes": 1000.0})
+    assert ["90.0% of the nearest" in poor[0], "may be chance" in poor[1]] == [True, True]
