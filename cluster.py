@@ -26,7 +26,7 @@ def main(config: DictConfig) -> None:
     folder = Path(job.runtime.output_dir)
     # torch and umap take seconds to import: a mistyped option is answered without.
     from rarezoo.embeddings import open_embeddings
-    from rarezoo.report.results import decisions_of, read_recovery, recovery_sentence, search_and_write
+    from rarezoo.report.results import OUTPUTS, is_up_to_date, read_recovery, recovery_sentence, search_and_write
     from rarezoo.report.search_sweep import note_in_search_sweep
     from rarezoo.report.wandb import tracked_run
 
@@ -34,7 +34,7 @@ def main(config: DictConfig) -> None:
         inputs = {"embeddings": sha256_of_file(settings.embeddings)}
         with RunFolder(folder, "cluster", settings.decisive(), inputs, settings.overwrite) as run:
             # Decisions are applied anew whenever they change: the stages are in the store, and it takes seconds.
-            done_before = run.complete and run.summary.get("decisions_sha256", "") == decisions_of(settings.decisions)
+            done_before = run.complete and is_up_to_date(folder, settings, run.summary)
             if not done_before:
                 about: dict[str, Any] = {"group": settings.name, "job_type": "cluster", "config": resolved}
                 with tracked_run(**settings.logger.model_dump(), folder=folder, **about) as tracked:
@@ -43,13 +43,12 @@ def main(config: DictConfig) -> None:
                     tracked.summary(results.summary)
                     tracked.log_table("cuts", results.cuts)
                     tracked.log_class_table(results.classes, {c: found.path for c, found in results.montages.items()})
-                    tracked.log_images({"map": results.map})
+                    tracked.log_images(results.figures)
                     if compared := note_in_search_sweep(folder):
                         tracked.log_table("sweep", pd.read_parquet(compared["sweep"]))
     if settings.truth is not None:
         print_table(read_recovery(folder), recovery_sentence(run.summary["recovery"]))
-    outputs = {name: folder / name for name in ("report.html", "classes.parquet", "galaxies.parquet", "montages")}
-    outputs |= note_in_search_sweep(folder)
+    outputs = {name: folder / name for name in OUTPUTS} | note_in_search_sweep(folder)
     closing_lines(outputs, run.summary, f"open {outputs['report.html']} in a browser", done_before)
 
 

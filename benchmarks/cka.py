@@ -105,14 +105,19 @@ def with_pytorch_cka(task: Task) -> NDArray[np.float64]:
 
 
 def with_cka_pytorch(task: Task) -> NDArray[np.float64]:
-    """cka-pytorch 1.1; its rows are in an order of its own."""
+    """cka-pytorch 1.1; its rows are in an order of its own, and it leaves out containers (layer1 to 4, downsample).
+
+    Its default epsilon of 1e-4, added to the product of two HSIC, would outweigh those of layers with small numbers.
+    """
     from cka_pytorch import CKACalculator
 
     layers = task.layers()
-    comparison = CKACalculator(*task.models(), layers, layers, hook_recursive=False, verbose=False)
-    found = comparison.calculate_cka_matrix(task.loader(), num_epochs=1).double().numpy()
-    order = [comparison.hook_manager1.module_names.index(name) for name in layers]
-    return found[np.ix_(order, order)]
+    comparison = CKACalculator(*task.models(), layers, layers, verbose=False)
+    names = comparison.hook_manager1.module_names
+    found = np.full((len(layers), len(layers)), np.nan)
+    rows = [layers.index(name) for name in names]
+    found[np.ix_(rows, rows)] = comparison.calculate_cka_matrix(task.loader(), 1, epsilon=0.0).double().numpy()
+    return found
 
 
 METHODS: dict[str, Callable[[Task], NDArray[np.float64]]] = {
@@ -199,16 +204,19 @@ def rows(task: Task, names: list[str]) -> Iterator[str]:
     expected = on_all_images(task)
     safe = not_overwritten(task)
     yield f"{len(expected)} layers, {len(safe) - safe.sum()} of them overwritten in place"
-    yield "| package | seconds | peak memory, MB | largest error | of layers not overwritten |\n|---|---|---|---|---|"
+    yield "| package | layers | seconds | peak memory, MB | largest error | of layers not overwritten |"
+    yield "|---|---|---|---|---|---|"
     for name in names:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             found = process.submit(measured, name, task).result()
         if isinstance(found, str):
-            yield f"| {name} | {found} | | | |"
+            yield f"| {name} | {found} | | | | |"
             continue
         seconds, memory, matrix = found
         error = np.abs(matrix - expected)
-        yield (f"| {name} | {seconds:.1f} | {memory:.0f} | {error.max():.4f} | {error[np.ix_(safe, safe)].max():.4f} |")
+        worst, worst_safe = np.nanmax(error), np.nanmax(error[np.ix_(safe, safe)])
+        n_layers = np.isfinite(matrix).any(1).sum()
+        yield f"| {name} | {n_layers} | {seconds:.1f} | {memory:.0f} | {worst:.4f} | {worst_safe:.4f} |"
 
 
 def main() -> None:

@@ -154,8 +154,12 @@ def stages_of_recipe(folder: Path, seed: int | None, trees: Sequence[tuple[int, 
                     taken = ("seconds", "cpu_seconds", "peak_memory_bytes")
                     found["stages"][key] = {each: stage.info.get(each) for each in taken}
             if len(found["searches"]) == 1:
+                every = store.summary()["stages"]
+                found["stages"] |= {name: every[name] for name in ("fuzzy", "start")}
                 found["recall"] = search.recall
-                found["recipe"] = spent()
+                # Each stage begins to count its memory anew.
+                highest = max(stage["peak_memory_bytes"] for stage in every.values()) / 1e9
+                found["recipe"] = spent() | {"memory": highest}
     return {**found, **spent()}
 
 

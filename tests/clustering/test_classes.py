@@ -73,9 +73,14 @@ def test_effects_are_differences_over_the_spread_of_the_rest(seed):
 
 
 def test_a_fraction_that_never_varies_does_not_divide_by_zero():
-    fractions = np.array([[0.5, 0.001], [0.5, 0.0], [0.5, 0.0]])
+    fractions = np.array([[0.5, 0.01], [0.5, 0.0], [0.5, 0.0]])
     [answers] = distinguishing_answers(np.array([0, -1, -1]), fractions, ["a", "b"], 1)
-    assert [(found["answer"], round(found["effect"], 3)) for found in answers] == [("b", 0.1), ("a", 0.0)]
+    assert [(found["answer"], round(found["effect"], 3)) for found in answers] == [("b", 1.0)]
+
+
+def test_what_hardly_differs_sets_nothing_apart():
+    fractions = np.array([[0.52, 0.5], [0.5, 0.4], [0.4, 0.6], [0.6, 0.5]])
+    assert distinguishing_answers(np.array([0, -1, -1, -1]), fractions, ["a", "b"], 1) == [[]]
 
 
 def test_a_class_of_all_galaxies_is_set_apart_by_nothing():

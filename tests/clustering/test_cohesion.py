@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.neighbors import NearestNeighbors
 
-from rarezoo.clustering.cohesion import cohesion, column_cohesion, random_cohesion
+from rarezoo.clustering.cohesion import cohesion, column_cohesion, random_cohesion, striking_columns
 
 
 def neighbours_of(x):
@@ -127,6 +127,14 @@ def test_random_classes_have_p_values_that_are_uniform():
     assert stats.kstest(table["spread_p"], "uniform").pvalue > 1e-3
 
 
+def test_a_large_class_is_compared_with_fewer_sets_and_the_others_with_as_many():
+    values = np.random.default_rng(0).normal(size=40_000)
+    labels = np.repeat([0, 1, -1], [20_001, 50, 19_949])
+    values[labels >= 0] += 5
+    table = column_cohesion(labels, pd.DataFrame({"a": values}), draws=199)
+    assert table["shift_p"].tolist() == pytest.approx([1 / 100, 1 / 200])
+
+
 def test_the_same_seed_gives_the_same_table(held_out):
     labels, columns = held_out
     pd.testing.assert_frame_equal(column_cohesion(labels, columns, 19, 5), column_cohesion(labels, columns, 19, 5))
@@ -143,6 +151,7 @@ def test_truth_values_are_categories_and_nullable_integers_are_numbers():
 def test_a_column_without_spread_has_neither_shift_nor_p():
     table = column_cohesion(np.array([0, 0, -1]), pd.DataFrame({"one": [1.0, 1, 1]}), draws=9)
     assert table[["shift", "spread", "shift_p", "spread_p"]].isna().all(axis=None)
+    assert table["mean"].tolist() == [1.0]
 
 
 @pytest.mark.parametrize("columns", [pd.DataFrame(index=range(3)), pd.DataFrame({"a": [1, 2, 3], "b": list("xyz")})])
@@ -155,3 +164,26 @@ def test_without_classes_or_columns_the_table_is_empty(columns):
 def test_columns_of_another_length_are_refused():
     with pytest.raises(ValueError, match="3 labels and 2 rows"):
         column_cohesion(np.zeros(3, int), pd.DataFrame({"a": [1, 2]}))
+
+
+def test_columns_that_stand_out_are_told_and_others_are_not():
+    rng = np.random.default_rng(0)
+    labels = np.where(np.arange(400) < 40, 0, -1)
+    columns = pd.DataFrame(
+        {
+            "redshift": rng.normal(0.1, 0.02, 400) + 0.1 * (labels == 0),
+            "noise": rng.normal(size=400),
+            "survey": np.where(labels == 0, "south", rng.choice(["north", "south"], 400)),
+        }
+    )
+    (text,) = striking_columns(column_cohesion(labels, columns), 1)
+    assert "redshift 0.199 (+2.5 σ, spread 0.44 σ)" in text
+    assert "survey south 100% (all 60%)" in text
+    assert "noise" not in text
+
+
+def test_nothing_stands_out_of_no_columns_and_of_random_sets():
+    labels = np.random.default_rng(1).integers(-1, 20, 2000)
+    assert striking_columns(column_cohesion(labels, pd.DataFrame(index=range(2000))), 20) == [""] * 20
+    noise = pd.DataFrame({"noise": np.random.default_rng(2).normal(size=2000)})
+    assert sum(map(bool, striking_columns(column_cohesion(labels, noise), 20))) <= 2

@@ -3,9 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rarezoo.cli import UserError
 from rarezoo.clustering import repeats as repeats_module
 from rarezoo.clustering.decisions import Decisions, decide
 from rarezoo.clustering.evidence import warnings_of, weigh
+from rarezoo.clustering.pipeline import Pipeline
 from rarezoo.clustering.repeats import repeat_search, shrunk
 from rarezoo.clustering.search import search_classes
 from rarezoo.clustering.settings import SearchSettings, TreeSettings, TrustSettings
@@ -68,6 +70,35 @@ def test_repeats_are_not_computed_twice(search, evidence, monkeypatch):
     assert again.classes.equals(evidence.classes)
 
 
+def test_other_settings_of_the_tree_are_weighed_on_the_layouts_of_the_same_repeats(
+    search, evidence, monkeypatch, tmp_path
+):
+    eom = SETTINGS.tree.model_copy(update={"method": "eom", "min_cluster_size": 30, "min_samples": 4})
+    # The same methods by other names.
+    exact = SETTINGS.neighbours.model_copy(update={"method": "exact", "exact_below": 0})
+    spectral = SETTINGS.layout.model_copy(update={"init": "spectral"})
+    settings = SearchSettings(neighbours=exact, layout=spectral, tree=eom)
+    other = replace(search.pipeline, settings=settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(repeats_module, "passing_store", None)
+        kept = repeat_search(other, TRUST)
+    afresh = repeat_search(replace(other, store=StageStore(tmp_path)), TRUST)
+    for found, expected in zip(
+        (*kept.by_seed, *kept.by_sample[0]), (*afresh.by_seed, *afresh.by_sample[0]), strict=True
+    ):
+        assert np.array_equal(found, expected)
+    assert np.array_equal(kept.controls[0].labels, afresh.controls[0].labels)
+
+
+def test_a_sample_that_is_too_small_names_the_share(planted, tmp_path):
+    settings = SETTINGS.model_copy(update={"layout": SETTINGS.layout.model_copy(update={"n_neighbors": 50})})
+    few = Pipeline.of(planted.x[:60], settings, StageStore(tmp_path / "stages"))
+    with pytest.raises(
+        UserError, match=r"trust.share=0.8: a sample holds 48 of 60 .* needs at least 52 .*bootstraps=0"
+    ):
+        repeat_search(few, TrustSettings(bootstraps=1))
+
+
 def test_a_repeat_leaves_nothing_but_its_result(search, evidence):
     left = {path.name.rpartition("-")[0] for path in search.pipeline.store.root.iterdir() if path.is_dir()}
     assert left == {"neighbours", "fuzzy", "start", "layout", "spanning", "tree", "seed", "sample", "control"}
@@ -98,20 +129,65 @@ def test_a_sample_is_searched_for_classes_as_much_smaller():
     }
     smallest = shrunk(TreeSettings(min_samples=1, min_cluster_size=2), 0.1)
     assert (smallest.min_samples, smallest.min_cluster_size, smallest.max_cluster_size) == (1, 2, 0)
+    limited = shrunk(TreeSettings(min_samples=1, min_cluster_size=2, method="eom", max_cluster_size=4), 0.1)
+    assert limited.max_cluster_size == 2
 
 
 def test_excluded_classes_are_not_weighed(search):
     ids = [str(row) for row in range(len(search.tree.labels))]
     member = ids[int(np.flatnonzero(search.tree.labels == 0)[0])]
     decided = decide(search.tree, ids, Decisions.model_validate({"classes": [{"medoid": member, "exclude": True}]}))
-    assert len(weigh(search, decided.tree, TrustSettings()).classes) == search.tree.n_classes - 1
+    found = weigh(search, decided.tree, TrustSettings())
+    assert len(found.classes) == search.tree.n_classes - 1
+    # What the summary of the search says of the classes as found is said again of those that remain.
+    summary = search.summary() | found.quality
+    sizes = search.tree.sizes()[1:]
+    assert summary["n_classes"] == len(sizes)
+    assert summary["share_in_classes"] == pytest.approx(sizes.sum() / len(search.tree.labels))
+    assert summary["share_in_classes"] + summary["noise_share"] == pytest.approx(1)
+    assert summary["median_class_size"] == np.median(sizes)
+
+
+def test_a_merged_class_is_as_stable_as_its_parts(search, evidence):
+    ids = [str(row) for row in range(len(search.tree.labels))]
+    firsts = [ids[int(np.flatnonzero(search.tree.labels == cluster)[0])] for cluster in (0, 1)]
+    entries = [{"medoid": firsts[0], "name": "one"}, {"medoid": firsts[1], "merge_into": "one"}]
+    decided = decide(search.tree, ids, Decisions.model_validate({"classes": entries}))
+    merged = weigh(search, decided.tree, TRUST).classes
+    sizes, parts = search.tree.sizes()[:2], evidence.classes
+    for name in ("stability_seeds", "stability_samples"):
+        assert merged.loc[0, name] == pytest.approx(np.average(parts.loc[:1, name], weights=sizes))
+        assert merged.loc[1:, name].tolist() == pytest.approx(parts.loc[2:, name].tolist())
+    assert merged.loc[0, "stability_lowest"] == parts.loc[:1, "stability_lowest"].min()
+
+
+def test_a_search_of_which_all_is_excluded_is_weighed(search, evidence):
+    ids = [str(row) for row in range(len(search.tree.labels))]
+    nothing = decide(
+        search.tree,
+        ids,
+        Decisions.model_validate(
+            {
+                "classes": [
+                    {"medoid": ids[int(np.flatnonzero(search.tree.labels == cluster)[0])], "exclude": True}
+                    for cluster in range(search.tree.n_classes)
+                ]
+            }
+        ),
+    )
+    found = weigh(search, nothing.tree, TRUST)
+    assert found.classes.empty
+    assert list(found.classes) == list(evidence.classes)
 
 
 def test_min_samples_that_hides_rare_classes_is_warned_of(search):
-    (warning,) = warnings_of(search, SETTINGS, {})
-    assert "tree.min_samples=5 hides groups of fewer than about 5" in warning
-    fine = SETTINGS.model_copy(update={"tree": TreeSettings(min_samples=1)})
-    assert not warnings_of(search, fine, {})
+    def said(**tree):
+        return warnings_of(search, SETTINGS.model_copy(update={"tree": TreeSettings(**tree)}), {})
+
+    (warning,) = said(min_samples=16, min_cluster_size=15)
+    assert "tree.min_samples=16 hides groups of fewer than about 16" in warning
+    assert "a class may have as few as 15" in warning
+    assert not said(min_samples=15, min_cluster_size=15)
 
 
 def test_few_neighbours_and_as_many_classes_by_chance_are_warned_of(search):

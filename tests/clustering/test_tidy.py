@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from rarezoo.clustering.passing import passing_store
 from rarezoo.clustering.stages import StageStore
 from rarezoo.clustering.tidy import remove_unused, stored_stages
 
@@ -46,6 +47,34 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert remove_unused(tmp_path, 1) == []
     assert remove_unused(tmp_path, 0) == [leftover.name]
     assert not leftover.exists()
+
+
+def _hold_passing(root, held, release):
+    with passing_store(StageStore(root)) as store:
+        store.get("layout", {}, {}, lambda: {"a": np.ones(1)})
+        held.set()
+        release.wait()
+
+
+def test_a_passing_store_goes_with_its_process_however_that_ends(tmp_path):
+    def age():
+        for folder in tmp_path.glob(".passing-*"):
+            os.utime(folder, (0, 0))
+
+    context = multiprocessing.get_context("fork")
+    held, release = context.Event(), context.Event()
+    holder = context.Process(target=_hold_passing, args=(tmp_path, held, release))
+    holder.start()
+    assert held.wait(60)
+    age()
+    with passing_store(StageStore(tmp_path)) as store:
+        assert len({*tmp_path.glob(".passing-*")} - {store.root}) == 1
+    holder.kill()
+    holder.join()
+    (left,) = tmp_path.glob(".passing-*")
+    age()
+    assert remove_unused(tmp_path, 30) == [left.name]
+    assert not list(tmp_path.glob(".passing-*"))
 
 
 def _hold(root, computing, release):

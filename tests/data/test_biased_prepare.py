@@ -10,7 +10,8 @@ from scipy.spatial import cKDTree
 from sklearn.datasets import load_digits
 
 from rarezoo.cli import UserError
-from rarezoo.data.biased.prepare import SPLITS, prepare_biased
+from rarezoo.data.biased.kept import SPLITS, find_kept
+from rarezoo.data.biased.prepare import prepare_biased
 from rarezoo.data.biased.settings import BiasSettings
 
 RNG = np.random.default_rng(0)
@@ -278,6 +279,18 @@ def test_record_reads_as_json_and_names_what_it_was_made_with(digits, tmp_path):
     record = json.loads(next(tmp_path.glob("digits-*/biased.json")).read_text())
     assert record["key"]["conflict_percent"] == 5.0
     assert record["versions"]["numpy"] == np.__version__
+
+
+def test_kept_images_are_found_by_their_content_and_damaged_ones_are_not(tmp_path):
+    first, other = (prepare_biased(settings("digits", tmp_path, image_size=8, data_seed=seed)) for seed in (0, 1))
+    for data in (first, other):
+        found = find_kept(tmp_path, data.sha256)
+        assert (found.sha256, found.mean) == (data.sha256, data.mean)
+        np.testing.assert_array_equal(found.splits["test"].images, data.splits["test"].images)
+    for path in tmp_path.glob("digits-*/test_target.npy"):
+        path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match=f"does not hold the images .*SHA-256 {first.sha256[:12]}"):
+        find_kept(tmp_path, first.sha256)
 
 
 def test_choices_are_named_as_their_data_sets():

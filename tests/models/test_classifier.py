@@ -11,7 +11,7 @@ from torch import nn
 
 from rarezoo.cli import UserError
 from rarezoo.data.biased.datamodule import BiasedDataModule
-from rarezoo.data.biased.prepare import BiasedData, BiasedImages
+from rarezoo.data.biased.kept import BiasedData, BiasedImages
 from rarezoo.models.biased import Accuracies, biased_callbacks, fit_biased, make_biased_training
 from rarezoo.models.biased_settings import BiasedSettings
 from rarezoo.models.classifier import Classifier, ClassifierSpec, load_classifier

@@ -64,6 +64,17 @@ def test_training_lowers_the_loss_and_the_model_knows_bright_from_dark(survey, t
     assert ((fractions[:, 0] > 0.5) == (batch["counts"][:, 0] > 0)).all()
 
 
+def test_training_loss_of_an_epoch_is_the_mean_over_galaxies_whatever_the_size_of_their_batches(survey):
+    training, data = prepare(survey)
+    training.log = lambda *arguments, **options: None
+    whole = next(iter(data.train_dataloader()))
+    batches = [{name: values[:size] for name, values in whole.items()} for size in (BATCH, 3)]
+    of_batches = [training.training_step(batch, index).item() for index, batch in enumerate(batches)]
+    assert of_batches[0] != pytest.approx(of_batches[1], rel=0.01)
+    expected = (BATCH * of_batches[0] + 3 * of_batches[1]) / (BATCH + 3)
+    assert float(training.train_loss.compute()) == pytest.approx(expected, rel=1e-5)
+
+
 def test_best_checkpoint_takes_its_place_only_at_the_end(unbroken):
     folder, diary = unbroken
     assert len(diary.losses) == 4

@@ -34,11 +34,13 @@ def test_table_has_the_layer_of_b_that_is_most_like_each_layer_of_a():
 
 def test_every_layer_is_named_and_few_have_numbers():
     found = make(3, 5, dead=[1])
-    left, right, _ = similarity_figure(found).axes
+    figure = similarity_figure(found)
+    left, right, _ = figure.axes
+    assert figure.get_suptitle() == "a: one\nb: other\n1,000 images, mean of 3 orders"
     assert [text.get_text() for text in left.get_yticklabels()] == list(found.layers_a)
     assert [text.get_text() for text in left.get_xticklabels()] == list(found.layers_b)
     assert [text.get_text() for text in left.texts] == [f"{value:.2f}" for value in found.mean[[0, 2]].ravel()]
-    assert (left.get_ylabel(), left.get_xlabel()) == ("a: one", "b: other")
+    assert (left.get_ylabel(), left.get_xlabel()) == ("layers of a", "layers of b")
     assert {text.get_text() for text in right.get_legend().get_texts()} == {
         "most similar layer of b",
         "images permuted",

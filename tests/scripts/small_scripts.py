@@ -28,6 +28,8 @@ CLUSTER = (
     "layout.n_epochs=30",
     "tree.min_samples=2",
     "tree.min_cluster_size=5",
+    # Repeats of the search would take longer than all the rest.
+    "trust=none",
 )
 SMALL = {"train.py": (*SURVEY, *TRAIN), "embed.py": (*SURVEY, *EMBED), "cluster.py": CLUSTER}
 
@@ -75,39 +77,69 @@ def run(folder, script, *options, small=True, check=True):
     return done
 
 
-# Imports torch once for many commands, where that is what takes the time.
+# Imports and compiles once for many commands, where that is what takes the time.
 EACH_IN_TURN = """
 import contextlib, io, json, os, runpy, sys, traceback
 from hydra.core.global_hydra import GlobalHydra
-for folder, *sys.argv in json.loads(sys.stdin.read()):
+for command in sys.stdin:
+    folder, *sys.argv = json.loads(command)
     os.chdir(folder)
     status, said = 0, io.StringIO()
     with contextlib.redirect_stderr(said):
         try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
+            if sys.argv[0].endswith(".py"):
+                runpy.run_path(sys.argv[0], run_name="__main__")
+            else:
+                runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
         except SystemExit as stop:
             status = stop.code
         except BaseException:
             status = 1
             traceback.print_exc()
     GlobalHydra.instance().clear()
-    print(json.dumps([status, said.getvalue()]), file=sys.__stdout__)
+    print("ended:", json.dumps([status, said.getvalue()]), file=sys.__stdout__)
 """
+
+
+class OneProcess:
+    """A process that runs one script after another."""
+
+    def __enter__(self):
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", EACH_IN_TURN],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *exception):
+        self._process.kill()
+        self._process.communicate()
+
+    def start(self, folder, script, *options):
+        """Run a script, or a module by its name, in `folder`."""
+        settings = sorted(options, key=lambda option: not option.startswith("-")) if script in SMALL else options
+        what = str(REPO / script) if script.endswith(".py") else script
+        self._process.stdin.write(json.dumps([str(folder), what, *map(str, settings)]) + "\n")
+        self._process.stdin.flush()
+
+    def wait(self):
+        """Exit status and standard error of what was started."""
+        # Hydra's own lines come before ours.
+        ended = next(line for line in self._process.stdout if line.startswith("ended:"))
+        return tuple(json.loads(ended.removeprefix("ended:")))
+
+    def run(self, folder, script, *options):
+        self.start(folder, script, *options)
+        return self.wait()
 
 
 def run_in_turn(commands):
     """Run several (folder, script, *options) in one process; exit status and standard error of each."""
-    given = json.dumps([[str(folder), str(REPO / script), *options] for folder, script, *options in commands])
-    done = subprocess.run(
-        [sys.executable, "-c", EACH_IN_TURN],
-        input=given,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=300,
-    )
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines() if line.startswith("[")]
+    with OneProcess() as process:
+        return [process.run(*command) for command in commands]
 
 
 def interrupt_at(folder, marker, script, *options, with_signal=signal.SIGINT):

@@ -6,12 +6,17 @@ from PIL import Image
 from small_scripts import REPO, SMALL, run_in_turn
 
 from rarezoo.clustering.settings import ClusterSettings
-from rarezoo.config import EmbedSettings, validated
+from rarezoo.config import EmbedSettings, SimilaritySettings, validated
 from rarezoo.models.settings import TrainSettings
 from rarezoo.votes.schema import resolve_schema
 
 CONF = REPO / "conf"
-COMMANDS = {"train": TrainSettings, "embed": EmbedSettings, "cluster": ClusterSettings}
+COMMANDS = {
+    "train": TrainSettings,
+    "embed": EmbedSettings,
+    "cluster": ClusterSettings,
+    "similarity": SimilaritySettings,
+}
 GROUPS = {
     group.name: sorted(path.stem for path in group.glob("*.yaml") if not path.stem.startswith("_"))
     for group in sorted(CONF.iterdir())
@@ -19,12 +24,16 @@ GROUPS = {
 }
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 LAUNCHERS = sorted(path.stem for path in CONF.glob("hydra/launcher/*.yaml"))
+# What the comparison of two sources needs wherever no experiment names them.
+COMPARED = ["similarity.a=x.ckpt", "similarity.b=y.ckpt"]
 # Values that a file leaves to the user, or that another option has to have with it.
 GIVEN = {
     "data=catalog": ["data.catalog=galaxies.csv"],
     "data=hdf5": ["data.images=galaxies.h5"],
     "data=shards": ["data.shards=packed"],
     "experiment=paper": ["data.catalog=galaxies.csv"],
+    "experiment=paper_artifacts": ["data.catalog=galaxies.csv"],
+    "experiment=paper_classes": ["data.catalog=galaxies.csv"],
     "retrain=head": ["backbone.weights=encoder.pt"],
     "retrain=last_blocks": ["backbone.weights=encoder.pt"],
     "schema=from_file": ["schema.path=tree.yaml"],
@@ -68,6 +77,7 @@ def rounds_of_choices():
 @pytest.mark.parametrize(("command", "choices"), rounds_of_choices())
 def test_every_choice_of_every_group_composes_into_valid_settings(command, choices):
     needed = [override for choice in choices for override in GIVEN.get(choice, [])]
+    needed += COMPARED if command == "similarity" else []
     settings = validated(COMMANDS[command], composed(command, *choices, *needed), f"{command}.py")
     if command == "train" and "schema=from_file" not in choices:
         assert resolve_schema(settings.tree).label_cols
@@ -77,7 +87,9 @@ def test_every_choice_of_every_group_composes_into_valid_settings(command, choic
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_composes_into_valid_settings(command, name):
     choice = f"experiment={name}"
-    validated(COMMANDS[command], composed(command, choice, *GIVEN.get(choice, [])), f"{command}.py")
+    names_sources = "similarity" in yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+    needed = COMPARED if command == "similarity" and not names_sources else []
+    validated(COMMANDS[command], composed(command, choice, *GIVEN.get(choice, []), *needed), f"{command}.py")
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)

@@ -12,6 +12,8 @@ from sklearn.neighbors import NearestNeighbors
 from rarezoo.clustering.cohesion import cohesion, members_of, random_cohesion
 from rarezoo.clustering.tree import ClassTree
 
+# What differs by less than half of the others' standard deviation sets nothing apart.
+_LEAST_EFFECT = 0.5
 # A spread below a hundredth of the votes is noise of the model: divided by it, any answer would stand out.
 _LEAST_STD = 0.01
 
@@ -203,7 +205,8 @@ def distinguishing_answers(
     Returns
     -------
     K lists, the largest difference first, of answer, mean (in the class), others (mean of the rest) and effect: their
-    difference over the standard deviation of the rest, which counts as no less than 0.01. Empty for a class of all.
+    difference over the standard deviation of the rest, which counts as no less than 0.01; those of an effect below 0.5
+    are left out. Empty for a class of all.
     """
     fractions = np.asarray(vote_fractions, dtype=np.float64)
     total, squares = fractions.sum(axis=0), np.square(fractions).sum(axis=0)
@@ -217,7 +220,8 @@ def distinguishing_answers(
         variance = (squares - np.square(inside).sum(axis=0)) / n_rest - np.square(others)
         effect = (mean - others) / np.sqrt(np.maximum(variance, _LEAST_STD**2))
         strongest = np.argsort(-np.abs(effect), kind="stable")[:n_answers]
-        found.append([_answer(label_cols[i], mean[i], others[i], effect[i]) for i in strongest])
+        clear = [i for i in strongest if abs(effect[i]) >= _LEAST_EFFECT]
+        found.append([_answer(label_cols[i], mean[i], others[i], effect[i]) for i in clear])
     return found
 
 

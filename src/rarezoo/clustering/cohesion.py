@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,12 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.stats import hypergeom
 
+# Of a p, which is multiplied by the number of columns.
+_STRIKING = 0.01
 # Sums of the same values in another order differ by less, and count as equal.
 _TIE = 1e-9
+# A random set of half of 632,000 galaxies takes 40 ms: a thousand for each of twenty columns would take a quarter hour.
+_LARGE, _DRAWS_OF_LARGE = 20_000, 99
 
 
 def members_of(labels: NDArray[np.integer], n_classes: int) -> list[NDArray[np.int64]]:
@@ -112,7 +118,7 @@ def column_cohesion(
     ----------
     labels : (N,) class of each row, -1 for none
     columns : (N rows) of numbers, or of text, truth values or categories; missing and infinite values are left out
-    draws : random sets
+    draws : random sets; at most 99 for a class of more than 20,000 members
     seed : of the draws
 
     Returns
@@ -138,6 +144,34 @@ def column_cohesion(
     return table.sort_values("cluster", kind="stable", ignore_index=True)
 
 
+def striking_columns(columns: pd.DataFrame, n_classes: int, n_columns: int = 3) -> list[str]:
+    """What stands out of each class in columns that no training saw, as text for a reader.
+
+    Parameters
+    ----------
+    columns : as from `column_cohesion`
+    n_classes : K
+    n_columns : how many to name for each class, those of the smallest p first
+
+    Returns
+    -------
+    (K,) texts; '' where no column has a p of at most 0.01, once for each column that was looked at
+    """
+    least = columns[["shift_p", "spread_p", "share_p"]].min(axis=1)
+    n_looked_at = max(1, columns["column"].nunique())
+    striking = columns.assign(p=least)[least * n_looked_at <= _STRIKING].sort_values("p", kind="stable")
+    texts = [""] * n_classes
+    for cluster, rows in striking.groupby("cluster"):
+        texts[int(str(cluster))] = "; ".join(_told(row) for row in rows.head(n_columns).to_dict(orient="records"))
+    return texts
+
+
+def _told(row: Mapping[Hashable, Any]) -> str:
+    if row["kind"] == "category":
+        return f"{row['column']} {row['commonest']} {row['share']:.0%} (all {row['share_all']:.0%})"
+    return f"{row['column']} {row['mean']:.3g} ({row['shift']:+.1f} σ, spread {row['spread']:.2f} σ)"
+
+
 _EMPTY = pd.DataFrame(
     {
         **{"cluster": np.empty(0, np.int32), "column": np.empty(0, object), "kind": np.empty(0, object)},
@@ -160,12 +194,12 @@ def _of_numbers(
     n = np.array([len(rows) for rows in members], dtype=np.int64)
     shift = np.array([standard[rows].mean() if len(rows) else np.nan for rows in members])
     variance = np.array([standard[rows].var(ddof=1) if len(rows) > 1 else np.nan for rows in members])
-    shift_p, spread_p = _against_draws(standard, n, shift, variance, draws, rng)
+    p = np.empty((2, n_classes))
+    for here, times in ((n <= _LARGE, draws), (n > _LARGE, min(draws, _DRAWS_OF_LARGE))):
+        p[:, here] = _against_draws(standard, n[here], shift[here], variance[here], times, rng)
     spread = np.sqrt(variance)
-    mean = centre + shift * sigma
-    return pd.DataFrame(
-        {"n": n, "mean": mean, "shift": shift, "shift_p": shift_p, "spread": spread, "spread_p": spread_p}
-    )
+    mean = centre + (shift * sigma if sigma > 0 else np.where(n > 0, 0.0, np.nan))
+    return pd.DataFrame({"n": n, "mean": mean, "shift": shift, "shift_p": p[0], "spread": spread, "spread_p": p[1]})
 
 
 def _against_draws(

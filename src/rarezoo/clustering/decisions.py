@@ -23,7 +23,7 @@ from rarezoo.votes.tree_files import NoRepeats
 _HEADER = """\
 # What you decide of the classes found. Copy this file to classes.yaml (option decisions) and edit the copy: every later
 # run of cluster.py applies it. Classes are known by their galaxies, since their numbers change from search to search:
-# an entry is for the class that holds the galaxy `medoid`, or at least half of a list of `members`. It may have
+# an entry is for the class that holds the galaxy `medoid`, or half of those of `members` in any class. It may have
 #   name: one-armed spirals        the class's name, in the tables and on the page
 #   note: as in Arp's atlas
 #   merge_into: one-armed spirals  instead of a name: it is one class with the entry of this name
@@ -256,20 +256,14 @@ def _regrouped(tree: ClassTree, parts: list[list[int]]) -> ClassTree:
     )
 
 
-def write_template(path: Path, classes: pd.DataFrame) -> bool:
-    """Write a file of decisions to start from, unless there is one: it lists the classes and decides nothing.
+def write_template(path: Path, classes: pd.DataFrame) -> None:
+    """Write a file of decisions to start from: it lists the classes and decides nothing.
 
     Parameters
     ----------
-    path : an existing file is left as it is
+    path : not that of the decisions themselves, since an existing file is replaced
     classes : table with cluster, size, medoid_id, and optionally distinguishing and name
-
-    Returns
-    -------
-    whether it was written
     """
-    if path.exists():
-        return False
     lines = [_HEADER, "classes:\n" if len(classes) else "classes: []\n"]
     for row in classes.to_dict(orient="records"):
         marks = " ".join(str(row.get("distinguishing") or "").split())
@@ -278,7 +272,6 @@ def write_template(path: Path, classes: pd.DataFrame) -> bool:
         lines.append(f"    name: {_quoted(str(row['name'])) if row.get('name') else ''}".rstrip() + "\n")
     with written_beside(path) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
-    return True
 
 
 def _quoted(text: str) -> str:

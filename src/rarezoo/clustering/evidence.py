@@ -13,7 +13,7 @@ from rarezoo.clustering.pipeline import Announce
 from rarezoo.clustering.repeats import Repeats, repeat_search
 from rarezoo.clustering.search import ClassSearch
 from rarezoo.clustering.settings import SearchSettings, TrustSettings
-from rarezoo.clustering.stability import contrast, control_exceeded, control_summary, stability
+from rarezoo.clustering.stability import contrast, control_exceeded, control_summary, of_merged, stability
 from rarezoo.clustering.tree import ClassTree
 from rarezoo.clustering.validity import dbcv
 
@@ -28,8 +28,8 @@ class Evidence:
     Attributes
     ----------
     classes : one row a class: stability_seeds, stability_samples, stability_lowest, stability_repeats, grade (see
-        `stability`); contrast, and control_exceeded by it (NaN without controls); validity (see `dbcv`; NaN where no
-        layout was clustered)
+        `stability` and, of classes that were put together, `of_merged`); contrast, and control_exceeded by it (NaN
+        without controls or classes in them); validity (see `dbcv`; NaN where no layout was clustered)
     quality : figures of the search as a whole, by name, the same names for every search; None is not measured
     """
 
@@ -56,7 +56,9 @@ def weigh(
         (float("nan"), np.full(tree.n_classes, np.nan)) if search.layout is None else dbcv(search.layout, tree.labels)
     )
     strength = contrast(tree)
-    classes = stability(tree.labels, repeats.by_seed, repeats.by_sample)
+    # A repeat knows nothing of decisions: it finds the parts of a merged class, and not that class.
+    parts = stability(search.tree.labels, repeats.by_seed, repeats.by_sample)
+    classes = of_merged(parts, search.tree.labels, tree.labels)
     classes = classes.assign(
         contrast=strength,
         control_exceeded=_exceeded(strength, repeats),
@@ -76,12 +78,13 @@ def warnings_of(search: ClassSearch, settings: SearchSettings, quality: Mapping[
     """
     n_rows, found = len(search.selection.rows), search.tree.n_classes
     least = settings.tree.min_samples
+    rare = max(round(RARE_SHARE * n_rows), settings.tree.min_cluster_size)
     warnings = []
-    if least > RARE_SHARE * n_rows:
+    if least > rare:
         warnings.append(
-            f"tree.min_samples={least} hides groups of fewer than about {least} galaxies, and a class of "
-            f"{RARE_SHARE:.1%} of these {n_rows:,} has {max(1, round(RARE_SHARE * n_rows))}. To look for smaller "
-            "classes, lower tree.min_samples; more of what is then found is chance."
+            f"tree.min_samples={least} hides groups of fewer than about {least} galaxies, and among these {n_rows:,} "
+            f"a class may have as few as {rare}: {RARE_SHARE:.1%} of them, or tree.min_cluster_size if that is more. "
+            "To look for smaller classes, lower tree.min_samples; more of what is then found is chance."
         )
     if search.recall < LEAST_RECALL:
         warnings.append(
@@ -109,10 +112,13 @@ def _quality(
     controls = control_summary(repeats.controls)
     lower = classes[["stability_seeds", "stability_samples"]].min(axis=1)
     measured = bool(lower.notna().any())
-    inside = int((tree.labels >= 0).sum())
+    sizes = tree.sizes()
+    share = float(sizes.sum() / len(tree.labels))
     return {
         "n_classes": tree.n_classes,
-        "noise_share": 1 - inside / len(tree.labels),
+        "share_in_classes": share,
+        "noise_share": 1 - share,
+        "median_class_size": float(np.median(sizes)) if len(sizes) else 0.0,
         "dbcv": _known(index),
         "stability": _known(float(lower.mean())),
         "classes_of_grade_a_or_b": int(classes["grade"].isin(["A", "B"]).sum()) if measured else None,

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rarezoo.clustering.layout import (
-    SPECTRAL_BELOW,
     FuzzyGraph,
     check_layout_size,
     fuzzy_graph,
@@ -38,14 +35,17 @@ from rarezoo.provenance import versions
 Announce = Callable[[str], None]
 
 _VIEW_DIMENSIONS = 2
-# Of umap-learn's 200 for so many galaxies: the eye needs the map's large shape, and a search does not see it.
-_VIEW_EPOCHS = 80
+# From so many galaxies on, the view has so many of umap-learn's 200 epochs: the eye needs the map's large shape, and a
+# search does not see it.
+_LARGE, _VIEW_EPOCHS = 100_000, 80
 # Packages whose new versions may compute something else: a stored stage must not hide that.
 _MADE_BY: Mapping[str, tuple[str, ...]] = {
     "exact": ("scikit-learn",),
     "ivf": ("faiss-cpu",),
     "pynndescent": ("pynndescent",),
     "cuml": ("cuml",),
+    # The eigenvectors are SciPy's, and the principal components scikit-learn's.
+    "start": ("umap-learn", "scipy", "scikit-learn"),
     "layout": ("umap-learn",),
     "fast_hdbscan": ("fast_hdbscan",),
     "hdbscan": ("hdbscan",),
@@ -63,7 +63,7 @@ class Pipeline:
     settings : all that decides the classes; the selection, which came before, has no part in it
     store : where stages are found and put
     sha256 : of `x`, as `content_hash` gives it
-    known : its neighbours, where they were found before
+    known : name -> stage, of neighbours, layout or spanning, that was computed elsewhere
 
     Each stage is looked for when it is first asked for, and then kept: to find one in the store, all of it is hashed.
     """
@@ -72,7 +72,7 @@ class Pipeline:
     settings: SearchSettings
     store: StageStore
     sha256: str
-    known: Stage | None = None
+    known: Mapping[str, Stage] = field(default_factory=dict)
 
     @classmethod
     def of(cls, x: NDArray[np.float32], settings: SearchSettings, store: StageStore) -> Pipeline:
@@ -93,27 +93,22 @@ class Pipeline:
     @cached_property
     def neighbours(self) -> Stage:
         """Neighbours in the representation: indices, distances, and facts of the search, such as recall."""
-        if self.known:
-            return self.known
-        found, n_rows = self.settings.neighbours, len(self.x)
-        method = resolve_method(found.method, n_rows, found.exact_below)
-        needed = self.settings.layout.n_neighbors
-        if self.settings.layout.method == "none":
-            needed = max(needed, self.settings.tree.min_samples + 1)
-        width = graph_width(found.width, needed, n_rows)
+        if "neighbours" in self.known:
+            return self.known["neighbours"]
+        parameters = neighbour_parameters(self.settings, len(self.x))
 
         def compute() -> dict[str, NDArray]:
-            graph, facts = find_neighbours(self.x, width, method)
+            graph, facts = find_neighbours(self.x, **parameters)
             numbers = {name: np.array(value) for name, value in facts.items()}
             return {"indices": graph.indices, "distances": graph.distances, **numbers}
 
-        parameters: dict[str, object] = {"n_neighbors": width, "method": method}
-        return self.store.get("neighbours", parameters, {"representation": self.sha256} | made_by(method), compute)
+        inputs = {"representation": self.sha256, **made_by(parameters["method"])}
+        return self.store.get("neighbours", parameters, inputs, compute)
 
     @cached_property
     def layout(self) -> Stage:
         """Layout in as many dimensions as the settings say."""
-        return self._laid_out(self.settings.layout.n_components)
+        return self.known.get("layout") or self._laid_out(self.settings.layout.n_components)
 
     @cached_property
     def view(self) -> Stage:
@@ -121,7 +116,7 @@ class Pipeline:
         settings = self.settings.layout
         if settings.method == "umap" and settings.n_components == _VIEW_DIMENSIONS:
             return self.layout
-        return self._laid_out(_VIEW_DIMENSIONS, _VIEW_EPOCHS if len(self.x) >= SPECTRAL_BELOW else None)
+        return self._laid_out(_VIEW_DIMENSIONS, _VIEW_EPOCHS if len(self.x) >= _LARGE else None)
 
     def _laid_out(self, dimensions: int, most_epochs: int | None = None) -> Stage:
         settings, fuzzy = self.settings.layout, self._fuzzy
@@ -142,6 +137,8 @@ class Pipeline:
     def spanning(self) -> Stage:
         """Spanning tree of the layout, or of the neighbour graph where there is none."""
         tree = self.settings.tree
+        if "spanning" in self.known:
+            return self.known["spanning"]
         if self.settings.layout.method == "none":
             neighbours = self.neighbours
 
@@ -163,17 +160,17 @@ class Pipeline:
     def tree(self) -> Stage:
         """Classes, read off the spanning tree."""
         spanning = self.spanning
-        parameters = self.settings.tree.model_dump(exclude={"engine", "min_samples"})
+        parameters = self._tree_parameters
+        inputs = {"spanning": spanning.digest, **made_by("fast_hdbscan")}
+        return self.store.get("tree", parameters, inputs, lambda: self.read_off().to_arrays())
 
-        def compute() -> dict[str, NDArray]:
-            return class_tree(SpanningTree.from_arrays(spanning.arrays), **parameters).to_arrays()
+    def read_off(self) -> ClassTree:
+        """Classes, read off the spanning tree without a look into the store."""
+        return class_tree(SpanningTree.from_arrays(self.spanning.arrays), **self._tree_parameters)
 
-        return self.store.get("tree", parameters, {"spanning": spanning.digest, **made_by("fast_hdbscan")}, compute)
-
-    @cached_property
-    def classes(self) -> ClassTree:
-        """What the last stage holds."""
-        return ClassTree.from_arrays(self.tree.arrays)
+    @property
+    def _tree_parameters(self) -> dict[str, Any]:
+        return self.settings.tree.model_dump(exclude={"engine", "min_samples"})
 
     @cached_property
     def _fuzzy(self) -> Stage:
@@ -191,7 +188,7 @@ class Pipeline:
         graph = FuzzyGraph.from_arrays(fuzzy.arrays)
         n_components = start_components(graph, self.x.shape, dimensions, init)
         parameters = {"init": init, "n_components": n_components, "seed": settings.seed}
-        inputs = {"fuzzy": fuzzy.digest, **made_by("layout")}
+        inputs = {"fuzzy": fuzzy.digest, **made_by("start")}
         # A spectral start of a graph in pieces looks at where these lie.
         if init != "random":
             inputs["representation"] = self.sha256
@@ -202,17 +199,20 @@ class Pipeline:
         return self.store.get("start", parameters, inputs, compute)
 
 
+def neighbour_parameters(settings: SearchSettings, n_rows: int) -> dict[str, Any]:
+    """How the neighbours of so many galaxies are found, whatever settings say so: n_neighbors and method."""
+    found, needed = settings.neighbours, settings.layout.n_neighbors
+    if settings.layout.method == "none":
+        needed = max(needed, settings.tree.min_samples + 1)
+    return {
+        "n_neighbors": graph_width(found.width, needed, n_rows),
+        "method": resolve_method(found.method, n_rows, found.exact_below),
+    }
+
+
 def graph_of(neighbours: Stage) -> NeighbourGraph:
     """The graph that the first stage holds."""
     return NeighbourGraph(neighbours.arrays["indices"], neighbours.arrays["distances"])
-
-
-@contextmanager
-def passing_store(beside: StageStore) -> Iterator[StageStore]:
-    """A store for what is not worth keeping, on the same disk, which is removed at the end."""
-    beside.root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".passing-", dir=beside.root) as folder:
-        yield StageStore(Path(folder))
 
 
 def made_by(*steps: str) -> dict[str, str]:

@@ -88,6 +88,34 @@ def stability(
     return found.assign(grade=grades(found["stability_seeds"], found["stability_samples"]))
 
 
+def of_merged(parts: pd.DataFrame, found: NDArray[np.integer], labels: NDArray[np.integer]) -> pd.DataFrame:
+    """Stability of classes of which some were merged from several, or excluded, after the search.
+
+    Parameters
+    ----------
+    parts : one row a class as found, as from `stability`
+    found : (N,) class of each galaxy as found, -1 for none
+    labels : (N,) class of each galaxy now, -1 for none; each is of one or more whole classes as found
+
+    Returns
+    -------
+    The same columns, one row a class as it is now: stability_seeds and stability_samples are means over its parts,
+    weighted by size; stability_lowest and stability_repeats are the smallest of any part
+    """
+    inside = labels >= 0
+    part, first = np.unique(found[inside], return_index=True)
+    now, sizes = labels[inside][first], np.bincount(found[inside])[part]
+    kept = parts.loc[part]
+    merged: pd.DataFrame = kept.groupby(now)[["stability_lowest", "stability_repeats"]].min()
+    for name in ("stability_seeds", "stability_samples"):
+        values = kept[name].to_numpy()
+        weights = np.where(np.isfinite(values), sizes, 0)
+        total = np.bincount(now, weights=weights)
+        merged[name] = np.bincount(now, weights=weights * np.nan_to_num(values)) / np.where(total > 0, total, np.nan)
+    merged["grade"] = grades(merged["stability_seeds"], merged["stability_samples"])
+    return merged.reindex(columns=parts.columns)
+
+
 def _table(matches: list[NDArray[np.float64]], labels: NDArray[np.integer]) -> pd.DataFrame:
     """(K rows, repeats), also where there were none."""
     return pd.DataFrame(dict(enumerate(matches)), index=range(int(labels.max(initial=-1)) + 1), dtype=np.float64)
@@ -212,8 +240,10 @@ def control_exceeded(strength: NDArray[np.floating], control: NDArray[np.floatin
 
     Returns
     -------
-    (K,) in (0, 1]
+    (K,) in (0, 1]; NaN where the controls have no class, so that there is none to compare with
     """
+    if not len(control):
+        return np.full(len(strength), np.nan)
     at_least = len(control) - np.searchsorted(np.sort(control), strength, side="left")
     shares: NDArray[np.float64] = (1 + at_least) / (1 + len(control))
     return shares

@@ -16,6 +16,7 @@ import pandas as pd
 from filelock import Timeout
 
 from rarezoo.cli import UserError, closing_lines, print_table, run_script
+from rarezoo.clustering.passing import clear_passing
 from rarezoo.clustering.stages import RECORD_NAME, clear_leftovers, stage_lock
 
 _DAY = 86_400.0
@@ -61,7 +62,7 @@ def remove_unused(root: Path, days: float) -> list[str]:
     """
     unused = stored_stages(root).query("unused_days >= @days")["stage"].tolist()
     leftovers = [path.name for path in root.glob(".*.part*")]
-    removed = []
+    removed = clear_passing(root)
     for name in [*unused, *leftovers]:
         folder = root / str(name).lstrip(".").split(".")[0]
         try:

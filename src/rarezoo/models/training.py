@@ -72,12 +72,13 @@ class VoteTraining(LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         """Loss of one batch; without a gradient where fewer than two images of the batch could be read."""
         predicted = self._predict(batch, self.train_transform)
-        loss = self._nothing_to_learn() if predicted is None else predicted[1].sum(1).mean()
-        if predicted is not None and loss is not None:
-            self.train_loss.update(loss.detach(), len(predicted[1]))
+        losses = None if predicted is None else predicted[1].sum(1)
+        if losses is not None:
+            # One for each galaxy: this mode of torchmetrics 1.9 leaves weights out of the mean.
+            self.train_loss.update(losses.detach())
         # Also where there is nothing to add: ranks that log different names wait for each other.
         self.log("train/loss", self.train_loss, prog_bar=True, on_step=False, on_epoch=True)
-        return loss
+        return self._nothing_to_learn() if losses is None else losses.mean()
 
     def on_validation_epoch_start(self) -> None:
         """Forget the galaxies of the validation before."""

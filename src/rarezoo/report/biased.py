@@ -1,21 +1,34 @@
-"""Which objective does best on biased data: the table of a sweep over objectives, data sets and seeds.
+"""Which objective does best on biased data: table and figure of a sweep over objectives, data sets and seeds.
+
+    python -m rarezoo.report.biased outputs/biased/train-sweep
 
 The layout is that of Table 3 in Bangaru et al. (2022): one row per objective, one column per data set, mean and
 standard deviation over seeds of the test accuracy in per cent, and the mean over data sets. The same for the aligned
-and for the conflicting test images, which the paper does not separate.
+and for the conflicting test images, which the paper does not separate. The figure is that of `layer_maps`.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 from filelock import FileLock
 
-from rarezoo.cli import print_table
-from rarezoo.provenance import written_beside
-from rarezoo.report.sweep import Sweep, label, read_sweep
+from rarezoo.cli import UserError, closing_lines, print_table, run_script
+from rarezoo.data.biased.kept import find_kept
+from rarezoo.embeddings.embed import choose_device
+from rarezoo.models.classifier import load_classifier
+from rarezoo.provenance import RECORD_NAME, written_beside
+from rarezoo.report.layer_maps import NO_SEED, LayerMaps, reference_runs, write_layer_maps
+from rarezoo.report.sweep import JOB, Sweep, label, read_sweep
+from rarezoo.similarity.classifiers import LEAST_BATCH_SIZE, compare_classifiers
 
 OBJECTIVES = {
     "sce": "softmax cross-entropy",
@@ -89,6 +102,37 @@ def write_objectives(folder: Path) -> dict[str, Path]:
     return paths
 
 
+def write_figures(folder: Path, root: Path, batch_size: int, device: torch.device) -> dict[str, Path]:
+    """Write cka-DATA_SET.npz and .png for each data set of a sweep, and for each value of what else was swept.
+
+    Parameters
+    ----------
+    folder : of the sweep
+    root : folder that bias.root named; the images are found there by their content
+    batch_size : most test images in a batch, at least 8
+
+    Returns
+    -------
+    what -> path
+
+    Raises
+    ------
+    UserError
+        if the images, or the classifier of a complete run, are not there
+    """
+    sweep = read_sweep(folder)
+    runs = sweep.table[sweep.table["objective"].notna()]
+    also = _what_else_was_swept(sweep, runs)
+    paths: dict[str, Path] = {}
+    for values, rows in runs.groupby([*also, "bias"], dropna=False):
+        data_set = str(values[-1])
+        chosen = [f"{name}={label(value)}" for name, value in zip(also, values[:-1], strict=True)]
+        found = _layer_maps(folder, rows, root, batch_size, device, ", ".join([DATA_SETS[data_set], *chosen]))
+        stem = re.sub(r"[^\w.=-]+", "_", "-".join(["cka", data_set, *chosen]))
+        paths |= write_layer_maps(folder / stem, found, OBJECTIVES)
+    return paths
+
+
 def objectives_markdown(table: pd.DataFrame) -> str:
     """The table of `objectives_table` for people to read, the best mean of each column in bold."""
     parts = ["# Objectives on biased data", ""]
@@ -141,3 +185,69 @@ def _cell(mean: float, std: float, bold: bool) -> str:
         return ""
     text = f"{mean:.2f}" if pd.isna(std) else f"{mean:.2f} ± {std:.2f}"
     return f"**{text}**" if bold else text
+
+
+def _layer_maps(
+    folder: Path, runs: pd.DataFrame, root: Path, batch_size: int, device: torch.device, title: str
+) -> LayerMaps:
+    jobs = [str(job) for job in runs[JOB]]
+    objectives = [str(name) for name in runs["objective"]]
+    keys: list[dict[str, Any]] = [json.loads((folder / job / RECORD_NAME).read_text())["key"] for job in jobs]
+    seeds = [int(key["settings"]["seed"]) for key in keys]
+    # One value for all of them: runs on other images are another value of what else was swept.
+    images = find_kept(root, keys[0]["inputs"]["bias"]).splits["test"].images
+    references = reference_runs(objectives, seeds)
+    models = {job: load_classifier(folder / job / "best.ckpt") for job in jobs}
+    compared = [(jobs[other], job) for job, other in zip(jobs, references, strict=True) if other is not None]
+    layers, cka = compare_classifiers(models, [*((job, job) for job in jobs), *compared], images, batch_size, device)
+    with_reference = np.full((len(jobs), *cka.shape[1:]), np.nan)
+    with_reference[[other is not None for other in references]] = cka[len(jobs) :]
+    return LayerMaps(
+        title=title,
+        layers=tuple(layers),
+        objectives=tuple(objectives),
+        seeds=tuple(seeds),
+        itself=cka[: len(jobs)],
+        reference_seeds=tuple(NO_SEED if other is None else seeds[other] for other in references),
+        with_reference=with_reference,
+        n_images=len(images),
+    )
+
+
+def main() -> None:
+    """Write table and figures of one sweep."""
+    given = _parser().parse_args()
+    paths = write_objectives(given.folder) if given.folder.is_dir() else {}
+    if not paths:
+        raise UserError(
+            f"{given.folder}: has no complete run of train.py with task=biased. Give the folder of a sweep, such as "
+            "outputs/biased/train-sweep."
+        )
+    device = choose_device("auto")
+    paths |= write_figures(given.folder, given.root, given.batch_size, device)
+    closing_lines(paths, {"device": device}, None)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rarezoo.report.biased",
+        description="Table 3 and Figure 1 of a sweep of train.py with task=biased: accuracies, and CKA of all layers.",
+    )
+    parser.add_argument("folder", type=Path, help="of the sweep; what is written goes there")
+    parser.add_argument(
+        "--root", type=Path, default=Path("outputs/biased"), help="folder of bias.root (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch-size", type=_batch_size, default=128, help="test images in a batch (default: %(default)s)"
+    )
+    return parser
+
+
+def _batch_size(text: str) -> int:
+    if not text.isdecimal() or int(text) < LEAST_BATCH_SIZE:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number from {LEAST_BATCH_SIZE}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    run_script(main, Path())

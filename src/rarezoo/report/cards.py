@@ -21,6 +21,7 @@ from rarezoo.report.montage import ClassMontage, embedded_copies
 MONTAGE_BYTES = 7_000_000
 _NO_COLOUR = "#8b95a7"
 NOTHING = "–"
+_AS_THEY_ARE = ("share", "persistence", "cohesion", "medoid_id", "note", "unseen", "grade")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ FIGURES = (
     ClassFigure(
         "control_exceeded",
         "by chance",
-        "share of the classes of the control searches, which chance alone made, that are at least as strong",
+        "(1 + classes of the control searches, which chance alone made, of at least its contrast) / (1 + all of them)",
         ".1%",
     ),
 )
@@ -80,23 +81,24 @@ class CardGroup:
 def class_cards(
     classes: pd.DataFrame, montages: Mapping[int, ClassMontage], colours: Mapping[int, str], folder: Path | None
 ) -> list[CardGroup]:
-    """Cards of all classes in the order of the table, a group at the place of its first; excluded classes come last.
+    """Cards of all classes in the order of the table, a group at the place of its first.
 
     Parameters
     ----------
     classes : cluster, size, medoid_id, and optionally share, parent, answers (what sets it apart: mappings with answer,
-        mean, others and optionally effect), name, note, group, excluded, cohesion_random, nearest (numbers of classes),
+        mean, others and optionally effect), name, note, unseen, group, cohesion_random, nearest (numbers of classes),
         grade, and the columns of `FIGURES`
     montages : as from `class_montages`
     colours : of the classes that are on the map
     folder : of the page, for its links to the montage files; None leaves them out
     """
     rows, copies, names = records(classes), embedded_copies(montages, MONTAGE_BYTES), class_names(classes)
-    sizes = Counter(row.get("group") for row in rows if not row.get("excluded"))
+    sizes = Counter(row.get("group") for row in rows)
+    siblings = _siblings(rows)
     groups: dict[tuple[str, int], CardGroup] = {}
-    for row in sorted(rows, key=lambda row: bool(row.get("excluded"))):
+    for row in rows:
         cluster, group = int(row["cluster"]), row.get("group")
-        number = int(group) if group is not None and sizes[group] > 1 and not row.get("excluded") else None
+        number = int(group) if group is not None and sizes[group] > 1 else None
         montage = montages.get(cluster)
         card = {
             "cluster": cluster,
@@ -104,12 +106,14 @@ def class_cards(
             "colour": colours.get(cluster, _NO_COLOUR),
             "size": int(row["size"]),
             "on_map": cluster in colours,
-            "excluded": bool(row.get("excluded")),
-            **{name: row.get(name) for name in ("share", "persistence", "cohesion", "medoid_id", "note", "grade")},
+            **{
+                name: row.get(name)
+                for name in ("share", "persistence", "cohesion", "medoid_id", "note", "unseen", "grade")
+            },
             "figures": _figures(row),
             "answers": [] if row.get("answers") is None else list(row["answers"]),
             "nearest": [] if row.get("nearest") is None else [int(other) for other in row["nearest"]],
-            "kin": _kin(row, rows),
+            "kin": [other for other in siblings.get(row.get("parent"), []) if other != cluster],
             "montage": None if montage is None else _montage(montage, copies.get(cluster), folder),
         }
         key = ("class", cluster) if number is None else ("group", number)
@@ -142,12 +146,13 @@ def _figures(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return found
 
 
-def _kin(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[int]:
-    """Classes that split from the same branch of the condensed tree."""
-    if row.get("parent") is None:
-        return []
-    same = [other for other in rows if other["parent"] == row["parent"] and other is not row]
-    return [int(other["cluster"]) for other in same]
+def _siblings(rows: list[dict[str, Any]]) -> dict[int | None, list[int]]:
+    """Classes that split from each branch of the condensed tree."""
+    found: dict[int | None, list[int]] = {}
+    for row in rows:
+        if row.get("parent") is not None:
+            found.setdefault(row["parent"], []).append(int(row["cluster"]))
+    return found
 
 
 def _montage(montage: ClassMontage, copy: bytes | None, folder: Path | None) -> dict[str, Any]:

@@ -170,16 +170,13 @@ def neighbour_colours(centres: np.ndarray, palette: Sequence[str] = PALETTE) -> 
     ----------
     centres : (n, 2), finite
     """
-    colours: list[int] = []
+    colours = np.zeros(len(centres), dtype=np.int64)
     for index, centre in enumerate(centres):
-        distances = np.linalg.norm(centres[:index] - centre, axis=1)
-        free = dict.fromkeys(range(len(palette)), np.inf)
-        for colour, distance in zip(colours, distances, strict=True):
-            free[colour] = min(free[colour], distance)
-        unused = [colour for colour in free if free[colour] == np.inf]
-        # A fresh colour in turn, so that a few classes use all of the palette in its order.
-        colours.append(unused[0] if unused else max(free, key=lambda colour: free[colour]))
-    return [palette[colour] for colour in colours]
+        nearest = np.full(len(palette), np.inf)
+        np.minimum.at(nearest, colours[:index], np.linalg.norm(centres[:index] - centre, axis=1))
+        # The first of equals: while there are fresh colours, a few classes use the palette in its order.
+        colours[index] = nearest.argmax()
+    return [palette[colour] for colour in colours.tolist()]
 
 
 def blank_figure(width: float, height: float) -> Figure:

@@ -101,11 +101,12 @@ def class_montages(
         if the folder cannot be written to
     """
     sizes = galaxies["cluster"].value_counts()
-    pictured = galaxies[galaxies["file_loc"] != ""]
-    clusters = sorted(int(cluster) for cluster in pictured["cluster"].unique() if cluster >= 0)
+    pictured = galaxies.loc[
+        (galaxies["file_loc"] != "") & (galaxies["cluster"] >= 0), ["id_str", "file_loc", "cluster", "probability"]
+    ]
+    by_class = {int(str(cluster)): members for cluster, members in pictured.groupby("cluster")}
     montages = {}
-    for cluster in progress(clusters, "montages", unit="class"):
-        members = pictured[pictured["cluster"] == cluster]
+    for cluster, members in progress(sorted(by_class.items()), "montages", unit="class"):
         shown = pick_members(members, columns * rows, order, seed)
         image = montage([Path(file) for file in shown["file_loc"]], columns, rows, thumbnail)
         path = folder / f"class_{cluster:03d}.png"

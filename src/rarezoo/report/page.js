@@ -43,7 +43,7 @@ const compare = (a, b) => (typeof a === "string" ? a.localeCompare(b) : a === b 
 function arrange() {
   const key = at("sort").value, rank = ranks[key] ?? descending(key), together = at("together")?.checked;
   const ordered = allCards().sort((a, b) =>
-    a.classList.contains("excluded") - b.classList.contains("excluded") || compare(rank(a), rank(b)) || a.dataset.cluster - b.dataset.cluster);
+    compare(rank(a), rank(b)) || a.dataset.cluster - b.dataset.cluster);
   for (const box of boxes.values()) box.remove();
   for (const card of ordered) {
     const box = together ? boxes.get(card.dataset.group) : undefined;

@@ -46,6 +46,7 @@ class Report:
         completeness; None where the truth is not known
     settings, provenance : JSON-like, shown as they are
     n_failed : images that could not be read
+    n_excluded : classes that were found and that a person excluded
     warnings : sentences, shown before all else
     quality : figures of the search as a whole by name; None is not known
     files : label -> path of a file, relative to the page
@@ -62,6 +63,7 @@ class Report:
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     n_failed: int = 0
+    n_excluded: int = 0
     warnings: Sequence[str] = ()
     quality: Mapping[str, float | int | None] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
@@ -143,13 +145,12 @@ def _content_hash(script: str) -> str:
 
 def _facts(report: Report) -> dict[str, int]:
     in_classes = int((report.galaxies["cluster"] >= 0).sum())
-    excluded = int(report.classes["excluded"].eq(True).sum()) if "excluded" in report.classes else 0
     return {
         "catalog": report.n_catalog,
         "failed": report.n_failed,
         "selected": len(report.galaxies),
-        "classes": len(report.classes) - excluded,
-        "excluded": excluded,
+        "classes": len(report.classes),
+        "excluded": report.n_excluded,
         "in_classes": in_classes,
         "without_image": int((report.galaxies["file_loc"] == "").sum()),
     }

@@ -12,7 +12,7 @@ import pandas as pd
 
 from rarezoo.cli import UserError, did_you_mean
 from rarezoo.clustering.classes import class_means, class_table, galaxy_table
-from rarezoo.clustering.cohesion import column_cohesion
+from rarezoo.clustering.cohesion import column_cohesion, striking_columns
 from rarezoo.clustering.decisions import Decided, decide, read_decisions, write_template
 from rarezoo.clustering.evidence import Evidence, warnings_of, weigh
 from rarezoo.clustering.grouping import group_classes
@@ -25,7 +25,7 @@ from rarezoo.clustering.stages import StageStore
 from rarezoo.data.tables import read_table
 from rarezoo.embeddings import Embeddings
 from rarezoo.provenance import made_with, sha256_of_file, sweep_of, written_beside
-from rarezoo.report.figures import class_map, to_png
+from rarezoo.report.figures import class_map, class_sizes, cut_waterfall, recovery_chart, to_png
 from rarezoo.report.montage import ClassMontage, class_montages
 from rarezoo.report.page import Report, write_report
 from rarezoo.report.tables import write_tables
@@ -37,6 +37,9 @@ _RECOVERY_SHOWN = ["class", "members", "selected", "cluster", "f1", "purity", "c
 # Text with more different values than this names galaxies rather than kinds of them.
 _MOST_KINDS = 100
 _TEMPLATE = "classes.example.yaml"
+_RECOVERY = "recovery.parquet"
+_PAGE = "report.html"
+OUTPUTS = (_PAGE, "classes.parquet", "galaxies.parquet", "montages")
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Results:
     galaxies : see `galaxy_table`
     cuts : see `Selection`
     montages : class -> its montage
-    map : the picture of the layout with the classes on it
+    figures : name -> file of the map, the cuts, the sizes of the classes and, with a known truth, its recovery
     summary : figures of the run
     unmatched : decisions that fit no class of this search
     """
@@ -58,7 +61,7 @@ class Results:
     galaxies: pd.DataFrame
     cuts: pd.DataFrame
     montages: Mapping[int, ClassMontage]
-    map: Path
+    figures: Mapping[str, Path]
     summary: dict[str, Any]
     unmatched: list[str]
 
@@ -79,6 +82,7 @@ def read_truth(path: Path | None) -> pd.DataFrame | None:
     for column in _TRUTH_COLUMNS:
         if column not in table:
             raise UserError(f"{path}: has no column '{column}'. {did_you_mean(column, table.columns)}")
+    table["id_str"] = table["id_str"].astype(str)
     if table["id_str"].duplicated().any():
         twice = table.loc[table["id_str"].duplicated(), "id_str"].iloc[0]
         raise UserError(f"{path}: column 'id_str' has '{twice}' more than once. Keep one row a galaxy.")
@@ -88,7 +92,7 @@ def read_truth(path: Path | None) -> pd.DataFrame | None:
 def search_and_write(
     folder: Path, embeddings: Embeddings, settings: ClusterSettings, inputs: Mapping[str, str], announce: Announce
 ) -> Results:
-    """Search for classes, weigh them, and write tables, montages, map.png and report.html.
+    """Search for classes, weigh them, and write tables, montages, figures and report.html.
 
     Tables are galaxies and classes, each in four formats, columns.parquet on the catalog's own columns, and, with a
     known truth, which the search does not see, recovery.parquet.
@@ -99,38 +103,33 @@ def search_and_write(
     inputs : name -> content hash, for the page
     announce : called with the name of each stage
     """
-    truth, decisions = read_truth(settings.truth), read_decisions(settings.decisions)
+    truth, decisions, applied = read_truth(settings.truth), read_decisions(settings.decisions), _applied(settings)
     store = StageStore(settings.stages)
     search = search_classes(embeddings, settings.search, store, announce)
     catalog = embeddings.to_pandas(search.selection.rows)
     decided = decide(search.tree, catalog["id_str"].to_numpy(object), decisions)
     evidence = weigh(search, decided.tree, settings.trust, announce)
     announce("tables")
+    # The page is written last: while it is missing, what stands here is of no one search.
+    for name in (_PAGE, _RECOVERY):
+        (folder / name).unlink(missing_ok=True)
     galaxies = galaxy_table(catalog, decided.tree, search.view, decided.found)
-    classes = _classes(search, decided, evidence, settings.groups, embeddings, galaxies["id_str"].tolist())
-    made = {"config": settings.decisive(), "inputs": dict(inputs), **made_with()}
-    files = write_tables(folder, classes, galaxies, made)
     columns = column_cohesion(decided.tree.labels, _unseen(catalog))
+    classes = _classes(search, decided, evidence, settings.groups, embeddings, galaxies["id_str"].tolist())
+    classes = classes.assign(unseen=striking_columns(columns, len(classes)))
+    files = write_tables(folder, classes, galaxies, {"config": settings.decisive(), "inputs": inputs, **made_with()})
     files["columns.parquet"] = _write_parquet(folder / "columns.parquet", columns)
     write_template(folder / _TEMPLATE, classes)
-    summary: dict[str, Any] = {
-        "n_galaxies": len(embeddings),
-        **search.summary(),
-        **evidence.quality,
-        **store.summary(),
-    }
-    if decided_by := decisions_of(settings.decisions):
-        summary["decisions_sha256"] = decided_by
+    summary: dict[str, Any] = {"n_galaxies": len(embeddings), **search.summary(), **evidence.quality, **store.summary()}
+    summary["applied"] = applied
     recovered = None
     if truth is not None:
         recovered, summary["recovery"] = compare(galaxies, truth)
-        files["recovery.parquet"] = _write_parquet(folder / "recovery.parquet", recovered)
+        files[_RECOVERY] = _write_parquet(folder / _RECOVERY, recovered)
+        recovered = recovered.rename(columns={"class": "class_name"})
     announce("montages and report")
     montages = _write_montages(folder, galaxies, settings)
-    picture = folder / "map.png"
-    with written_beside(picture) as temporary:
-        temporary.write_bytes(to_png(class_map(galaxies, classes)))
-    sweep = sweep_of(folder)
+    figures = _write_figures(folder, search.selection.steps, galaxies, classes, recovered)
     page = Report(
         title=settings.name,
         settings=settings.decisive(),
@@ -140,20 +139,33 @@ def search_and_write(
         classes=classes,
         galaxies=galaxies,
         montages=montages,
-        recovery=None if recovered is None else recovered.rename(columns={"class": "class_name"}),
+        recovery=recovered,
         n_failed=int(embeddings.attributes["n_failed"]),
+        n_excluded=len(decided.excluded),
         warnings=[*warnings_of(search, settings.search, evidence.quality), *decided.unmatched],
         quality=evidence.quality,
-        files={name: path.name for name, path in files.items()} | {"map.png": picture.name},
-        sweep=None if sweep is None else "../sweep.html",
+        files={name: str(path.relative_to(folder)) for name, path in {**files, **figures}.items()},
+        sweep=None if sweep_of(folder) is None else "../sweep.html",
     )
-    write_report(folder / "report.html", page)
-    return Results(classes, galaxies, search.selection.steps, montages, picture, summary, decided.unmatched)
+    write_report(folder / _PAGE, page)
+    return Results(classes, galaxies, search.selection.steps, montages, figures, summary, decided.unmatched)
 
 
-def decisions_of(path: Path) -> str:
-    """Hash of a file of decisions, '' where there is none: a run is up to date with one of them."""
-    return sha256_of_file(path) if path.is_file() else ""
+def is_up_to_date(folder: Path, settings: ClusterSettings, summary: Mapping[str, Any]) -> bool:
+    """Whether all that a complete run wrote is still there, and of today's decisions and truth.
+
+    Parameters
+    ----------
+    summary : that `search_and_write` gave
+    """
+    expected = OUTPUTS if settings.truth is None else (*OUTPUTS, _RECOVERY)
+    return summary.get("applied") == _applied(settings) and all((folder / name).exists() for name in expected)
+
+
+def _applied(settings: ClusterSettings) -> dict[str, str]:
+    """Hashes of the files that are applied to what a search found, and may change without another search."""
+    files = {"decisions": settings.decisions, "truth": settings.truth}
+    return {name: sha256_of_file(path) for name, path in files.items() if path is not None and path.is_file()}
 
 
 def _classes(
@@ -191,9 +203,27 @@ def _write_montages(folder: Path, galaxies: pd.DataFrame, settings: ClusterSetti
     return {cluster: replace(found, path=folder / "montages" / found.path.name) for cluster, found in drawn.items()}
 
 
+def _write_figures(
+    folder: Path, cuts: pd.DataFrame, galaxies: pd.DataFrame, classes: pd.DataFrame, recovered: pd.DataFrame | None
+) -> dict[str, Path]:
+    figures = {
+        "map": class_map(galaxies, classes),
+        "cuts": cut_waterfall(cuts),
+        "class_sizes": class_sizes(classes),
+    }
+    if recovered is not None:
+        figures["recovery"] = recovery_chart(recovered)
+    paths = {}
+    for name, figure in figures.items():
+        paths[name] = folder / "figures" / f"{name}.png"
+        with written_beside(paths[name]) as temporary:
+            temporary.write_bytes(to_png(figure))
+    return paths
+
+
 def read_recovery(folder: Path) -> pd.DataFrame:
     """The comparison with a known truth that `search_and_write` left in a folder, as far as a terminal shows it."""
-    return pd.read_parquet(folder / "recovery.parquet", columns=_RECOVERY_SHOWN)
+    return pd.read_parquet(folder / _RECOVERY, columns=_RECOVERY_SHOWN)
 
 
 def recovery_sentence(facts: Mapping[str, Any]) -> str:

@@ -59,7 +59,7 @@ _CLASSES = {
     "contrast": About("How much denser it is than where it parts from its surroundings, 0 to 1"),
     "validity": About("DBCV, gap to other classes against density within, -1 to 1"),
     "control_exceeded": About(
-        "Share of the classes of control searches that are at least as strong", "stat.probability"
+        "(1 + classes of the control searches of at least its contrast) / (1 + all of them)", "stat.probability"
     ),
     "mean_probability": About("Mean of its galaxies' probability", "stat.probability;stat.mean"),
     "mean_outlier_score": About("Mean of its galaxies' GLOSH outlier score", "stat.mean"),
@@ -73,6 +73,7 @@ _CLASSES = {
     "nearest_distance": About("Distance to the first of them"),
     "distinguishing": About("Answers whose expected vote fractions set the class apart"),
     "answers": About("The same with means and effect sizes"),
+    "unseen": About("What stands out of it in columns of the catalog that no training saw"),
     "node": About("Node in the condensed tree", "meta.id"),
     "parent": About("Node above it", "meta.id.parent"),
 }

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from rarezoo.data.batches import EpochBatches, ResumableLoader
-from rarezoo.data.biased.prepare import BiasedData, BiasedImages
+from rarezoo.data.biased.kept import BiasedData, BiasedImages
 
 
 class BiasedBatch(TypedDict):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,55 +21,17 @@ from rarezoo.data.biased.attributes import biased_attributes, check_conflict_sha
 from rarezoo.data.biased.colours import colour_digit
 from rarezoo.data.biased.corruptions import corrupt
 from rarezoo.data.biased.files import Labelled, read_cifar10, read_mnist
+from rarezoo.data.biased.kept import RECORD, SPLITS, BiasedData, is_whole, load_kept
 from rarezoo.data.biased.released import Listing, is_released, list_released
 from rarezoo.data.biased.settings import BiasSettings
 from rarezoo.data.decoding import resized
 from rarezoo.data.images import read_image
 from rarezoo.provenance import fingerprint, made_with, sha256_of_file, write_json, written_beside
 
-SPLITS = ("train", "validation", "test")
 MAKING_VERSION = 1
 """Raised whenever the same settings give other images: what was kept before is then made anew."""
-_RECORD = "biased.json"
-_ARRAYS = ("images", "target", "attribute")
 _DIGITS_TEST_SHARE = 0.25
 _LEVELS_OF_DIGITS = 16
-
-
-@dataclass(frozen=True)
-class BiasedImages:
-    """Images of one split.
-
-    Attributes
-    ----------
-    images : uint8 (N, 3, S, S), memory-mapped
-    target : int64 (N,) classes
-    attribute : int64 (N,) values of what is confounded with the class; an image is aligned where the two are equal, and
-        conflicting elsewhere
-    """
-
-    images: NDArray[np.uint8]
-    target: NDArray[np.int64]
-    attribute: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class BiasedData:
-    """A biased data set.
-
-    Attributes
-    ----------
-    splits : "train", "validation" and "test"
-    mean, std : of the training images by channel, of values from 0 to 1
-    sha256 : of all images and labels
-    origin : "made" here or "released" by Lee et al. (2021)
-    """
-
-    splits: Mapping[str, BiasedImages]
-    mean: list[float]
-    std: list[float]
-    sha256: str
-    origin: str
 
 
 @dataclass(frozen=True)
@@ -97,10 +58,10 @@ def prepare_biased(settings: BiasSettings) -> BiasedData:
     key = _key(settings, origin)
     folder = settings.root / f"{settings.name}-{fingerprint(key)[:12]}"
     with _only_one(folder):
-        if not _is_whole(folder):
+        if not is_whole(folder):
             with written_beside(folder) as temporary:
                 _write(temporary, settings, origin, key)
-    return _load(folder)
+    return load_kept(folder)
 
 
 def _origin(settings: BiasSettings) -> str:
@@ -265,21 +226,4 @@ def _write(folder: Path, settings: BiasSettings, origin: str, key: Mapping[str, 
         "sizes": {path.name: path.stat().st_size for path in files},
         "sha256": hashlib.sha256("".join(map(sha256_of_file, files)).encode()).hexdigest(),
     }
-    write_json(folder / _RECORD, record)
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        sizes = json.loads((folder / _RECORD).read_text())["sizes"]
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return False
-
-
-def _load(folder: Path) -> BiasedData:
-    record = json.loads((folder / _RECORD).read_text())
-    splits = {
-        split: BiasedImages(*(np.load(folder / f"{split}_{name}.npy", mmap_mode="r") for name in _ARRAYS))
-        for split in SPLITS
-    }
-    return BiasedData(splits, record["mean"], record["std"], record["sha256"], record["key"]["origin"])
+    write_json(folder / RECORD, record)
