@@ -43,7 +43,8 @@ def main(config: DictConfig) -> None:
                     tracked.summary(results.summary)
                     tracked.log_table("cuts", results.cuts)
                     tracked.log_class_table(results.classes, {c: found.path for c, found in results.montages.items()})
-                    tracked.log_images(results.figures)
+                    # Under names of their own: cuts is a table, and recovery are figures of the summary.
+                    tracked.log_images({f"figures/{name}": path for name, path in results.figures.items()})
                     if compared := note_in_search_sweep(folder):
                         tracked.log_table("sweep", pd.read_parquet(compared["sweep"]))
     if settings.truth is not None:

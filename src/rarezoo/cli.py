@@ -265,7 +265,7 @@ def closing_lines(
     """
     if already_done:
         console.print("This run was complete before; nothing was computed. overwrite=true computes it again.")
-    facts = {name: value for name, value in facts.items() if not isinstance(value, Mapping)}
+    facts = {name: value for name, value in facts.items() if value is not None and not isinstance(value, Mapping)}
     width = max(map(len, (*outputs, *facts, "next")))
     for name, value in facts.items():
         shown = f"{value:.4g}" if isinstance(value, float) else value

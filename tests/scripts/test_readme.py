@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from small_scripts import CLUSTER, EMBED, REPO, SMALL, TRAIN, environment, run
 
@@ -101,3 +102,19 @@ def test_documented_ways_to_read_embeddings_work(finished, code):
     names = {}
     exec(code.replace("outputs/mine/embed/embeddings.h5", path), names)
     assert len(names["representation"] if "representation" in names else names["table"]) == 260
+
+
+@pytest.mark.parametrize(
+    "code", re.findall(r"```python\n(.*?)```", (REPO / "docs/finding_classes.md").read_text(), re.DOTALL)
+)
+def test_documented_ways_to_read_a_search_work(finished, code):
+    names = {}
+    exec(code.replace("outputs/mine", str(finished[0] / "outputs/whole")), names)
+    assert len(names["galaxies"] if "galaxies" in names else names["ids"]) == 260
+
+
+@pytest.mark.parametrize("table", ["galaxies", "classes", "columns"])
+def test_every_column_of_a_search_is_documented(finished, table):
+    text = (REPO / "docs/class_files.md").read_text()
+    columns = pd.read_parquet(finished[0] / f"outputs/whole/cluster/{table}.parquet").columns
+    assert [name for name in columns if f"`{name}`" not in text] == []

@@ -113,7 +113,7 @@ def test_decisions_that_were_half_written_are_not_taken_for_those_before(found):
     results, path, search = found
     before = tables_of(results)
     decide(results, path)
-    picture = results / "map.png"
+    picture = results / "figures/map.png"
     picture.unlink()
     picture.mkdir()
     said = search(expected=2)

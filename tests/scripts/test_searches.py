@@ -30,9 +30,10 @@ def test_tracked_run_has_the_funnel_and_the_classes_with_their_montages(searched
         assert [row[name] for row in logged] == classes[name].astype(object).where(classes[name].notna(), None).tolist()
     for row in logged:
         assert row["montage"].read_bytes() == (results / f"montages/class_{row['cluster']:03d}.png").read_bytes()
-    (picture,) = (row["map.path"] for row in tracked.history if "map.path" in row)
     (folder,) = (results / "wandb").glob("offline-run-*")
-    assert (folder / "files" / picture).read_bytes() == (results / "map.png").read_bytes()
+    for name in ("map", "cuts", "class_sizes", "recovery"):
+        (picture,) = (row[f"figures/{name}.path"] for row in tracked.history if f"figures/{name}.path" in row)
+        assert (folder / "files" / picture).read_bytes() == (results / f"figures/{name}.png").read_bytes()
 
 
 def test_tracked_run_has_quality_and_what_each_stage_cost(searched, tracked):
@@ -45,6 +46,7 @@ def test_tracked_run_has_quality_and_what_each_stage_cost(searched, tracked):
         assert (logged["computed"], logged["reused"]) == (counted["computed"], 0)
         assert logged["seconds"] == pytest.approx(counted["seconds"])
     assert {"neighbours", "layout", "spanning", "tree"} <= summary["stages"].keys()
+    assert tracked.summary["recovery"]["planted"] == len(SIZES)
     assert tracked.config["layout.n_neighbors"] == 8
     assert (tracked.group, tracked.job_type, tracked.exit_code) == ("one", "cluster", 0)
 
