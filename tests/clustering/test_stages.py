@@ -120,7 +120,8 @@ def test_cpu_seconds_are_those_of_all_threads_and_sleep_costs_none(tmp_path):
 
     busy = _get(StageStore(tmp_path), in_threads, {"busy": True}).info
     idle = _get(StageStore(tmp_path), asleep, {"busy": False}).info
-    assert busy["cpu_seconds"] >= 0.6
+    # The clock of a thread is finer than that of a process, whose ticks may fall between.
+    assert busy["cpu_seconds"] >= 0.5
     assert idle["cpu_seconds"] < 0.3 < idle["seconds"]
 
 

@@ -9,6 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from small_scripts import REPO, run_in_turn
+from small_scripts import SURVEY as FINISHED_SURVEY
 
 from rarezoo.cli import UserError
 from rarezoo.config import SimilaritySettings, validated
@@ -134,7 +135,7 @@ def test_checkpoints_and_embeddings_of_the_pipeline_are_compared(finished, tmp_p
     whole = folder / "outputs/whole"
     shutil.copytree(folder / "outputs/simulated", tmp_path / "outputs/simulated")
     survey = [path.name for path in (tmp_path / "outputs/simulated").iterdir()]
-    sizes = ("data.n_galaxies=260", "data.survey_size=32", f"data.root=outputs/simulated/{survey[0]}", "data.workers=0")
+    sizes = (*FINISHED_SURVEY, f"data.root=outputs/simulated/{survey[0]}", "data.workers=0")
     common = (*sizes, *QUICK, "logger=none")
     best, embedded = whole / "train/best.ckpt", whole / "embed/embeddings.h5"
     ends = run_in_turn(
