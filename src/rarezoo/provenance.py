@@ -139,6 +139,35 @@ def written_beside(path: Path) -> Iterator[Path]:
             _remove(temporary)
 
 
+@contextmanager
+def only_one(folder: Path, option: str) -> Iterator[None]:
+    """Hold the lock beside a folder that processes share, and clear away what a killed one left half-made there.
+
+    Parameters
+    ----------
+    folder : that is made whole or not at all, by `written_beside`
+    option : that says where it is, for the error
+
+    Raises
+    ------
+    UserError
+        if nothing can be written there
+    """
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        reason = unwritable(error) or error
+        raise UserError(f"{folder}: cannot be written ({reason}). Choose another folder with {option}=...") from error
+    try:
+        for half_made in folder.parent.glob(f".{glob.escape(folder.name)}.*.part*"):
+            shutil.rmtree(half_made, ignore_errors=True)
+        yield
+    finally:
+        lock.release()
+
+
 def _replace(temporary: Path, path: Path) -> None:
     if temporary.is_dir() and path.exists():
         retired = temporary.with_name(temporary.name + ".old")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,15 +12,14 @@ from typing import Any
 from urllib.parse import quote
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rarezoo.provenance import flat, written_beside
 from rarezoo.report.cards import FIGURES, NOTHING, class_cards, records
 from rarezoo.report.figures import class_map, to_png
+from rarezoo.report.html import FOLDER, page_environment, script_hash
 from rarezoo.report.map_data import data_uri, map_data
 from rarezoo.report.montage import GAP, ClassMontage
 
-_FOLDER = Path(__file__).parent
 _PRINT_DPI = 110
 _SCRIPTS = ("map.js", "page.js")
 
@@ -92,55 +89,35 @@ def render(report: Report, folder: Path | None = None) -> str:
     ----------
     folder : of the page, for its links to the montage files; None leaves them out
     """
-    script = "\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    script = "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     data = map_data(report.galaxies, report.classes)
     data["montage_gap"] = GAP
     colours = {entry["cluster"]: entry["colour"] for entry in data["classes"]}
     groups = class_cards(report.classes, report.montages, colours, folder)
-    return (
-        _environment()
-        .get_template("page.html.jinja")
-        .render(
-            title=report.title,
-            facts=_facts(report),
-            style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
-            script=script,
-            script_hash=_content_hash(script),
-            data=data,
-            static_map=data_uri(to_png(class_map(report.galaxies, report.classes), _PRINT_DPI), "image/png"),
-            groups=groups,
-            any_group=any(group.number is not None for group in groups),
-            figures=[figure for figure in FIGURES if figure.column in report.classes],
-            has_grades="grade" in report.classes,
-            cuts=_cut_rows(report),
-            recovery=[] if report.recovery is None else records(report.recovery),
-            advice=_advice(report) if report.classes.empty else [],
-            warnings=report.warnings,
-            quality=report.quality,
-            files={label: quote(path) for label, path in report.files.items()},
-            sweep=None if report.sweep is None else quote(report.sweep),
-            settings=flat(report.settings).items(),
-            provenance=flat(report.provenance).items(),
-        )
-    )
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    environment = page_environment()
     environment.filters |= {"count": _count, "decimal": _decimal, "percent": _percent, "figure": _figure}
-    return environment
-
-
-def _content_hash(script: str) -> str:
-    """Hash by which the page's content security policy knows its one script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html.jinja").render(
+        title=report.title,
+        facts=_facts(report),
+        style=(FOLDER / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        script_hash=script_hash(script),
+        data=data,
+        static_map=data_uri(to_png(class_map(report.galaxies, report.classes), _PRINT_DPI), "image/png"),
+        groups=groups,
+        any_group=any(group.number is not None for group in groups),
+        figures=[figure for figure in FIGURES if figure.column in report.classes],
+        has_grades="grade" in report.classes,
+        cuts=_cut_rows(report),
+        recovery=[] if report.recovery is None else records(report.recovery),
+        advice=_advice(report) if report.classes.empty else [],
+        warnings=report.warnings,
+        quality=report.quality,
+        files={label: quote(path) for label, path in report.files.items()},
+        sweep=None if report.sweep is None else quote(report.sweep),
+        settings=flat(report.settings).items(),
+        provenance=flat(report.provenance).items(),
+    )
 
 
 def _facts(report: Report) -> dict[str, int]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
-from rarezoo.cli import UserError, progress, unwritable
+from rarezoo.cli import UserError, progress
 from rarezoo.data.addresses import ImageError
 from rarezoo.data.biased.attributes import biased_attributes, check_conflict_share, unbiased_attributes
 from rarezoo.data.biased.colours import colour_digit
@@ -26,7 +22,7 @@ from rarezoo.data.biased.released import Listing, is_released, list_released
 from rarezoo.data.biased.settings import BiasSettings
 from rarezoo.data.decoding import resized
 from rarezoo.data.images import read_image
-from rarezoo.provenance import fingerprint, made_with, sha256_of_file, write_json, written_beside
+from rarezoo.provenance import fingerprint, made_with, only_one, sha256_of_file, write_json, written_beside
 
 MAKING_VERSION = 1
 """Raised whenever the same settings give other images: what was kept before is then made anew."""
@@ -57,7 +53,7 @@ def prepare_biased(settings: BiasSettings) -> BiasedData:
     origin = _origin(settings)
     key = _key(settings, origin)
     folder = settings.root / f"{settings.name}-{fingerprint(key)[:12]}"
-    with _only_one(folder):
+    with only_one(folder, "bias.root"):
         if not is_whole(folder):
             with written_beside(folder) as temporary:
                 _write(temporary, settings, origin, key)
@@ -92,24 +88,6 @@ def _stamps(source: Path | None) -> list[list[object]]:
     files = [source] if source and source.is_file() else sorted(source.rglob("*")) if source else []
     stats = [(path, path.stat()) for path in files if path.is_file()]
     return [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the lock beside a folder, and clear away what a killed process left half-made there."""
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        reason = unwritable(error) or error
-        raise UserError(f"{folder}: cannot be written ({reason}). Choose another folder with bias.root=...") from error
-    try:
-        for half_made in folder.parent.glob(f".{glob.escape(folder.name)}.*.part*"):
-            shutil.rmtree(half_made, ignore_errors=True)
-        yield
-    finally:
-        lock.release()
 
 
 def _plans(settings: BiasSettings, origin: str) -> dict[str, _Plan]:

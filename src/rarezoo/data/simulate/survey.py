@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 
 from rarezoo.cli import UserError, progress
 from rarezoo.data.simulate.chunks import CHUNK_SIZE, Chunk, made_in_order
 from rarezoo.data.simulate.rare import RARE_CLASSES
-from rarezoo.provenance import canonical_json, fingerprint, made_with, sha256_of_file, write_json, written_beside
+from rarezoo.provenance import (
+    canonical_json,
+    fingerprint,
+    made_with,
+    only_one,
+    sha256_of_file,
+    write_json,
+    written_beside,
+)
 
 RECORD_NAME = "survey.json"
 SIMULATION_VERSION = 1
@@ -84,7 +89,7 @@ def simulate_survey(
     key = {**arguments, "decision_tree": fingerprint(decision_tree), "simulation": SIMULATION_VERSION}
     if _is_made(root, key):
         return False
-    with _only_one(root):
+    with only_one(root, "data.root"):
         if _is_made(root, key):
             return False
         with written_beside(root) as folder:
@@ -172,25 +177,6 @@ def _difference(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     if name == "simulation":
         return f"made by version {before.get(name)} of the simulation, this is {now[name]}"
     return f"{_option(name)}: {before.get(name)} there, {now[name]} now"
-
-
-@contextmanager
-def _only_one(root: Path) -> Iterator[None]:
-    """Hold the lock beside `root`, and clear away what a killed process left half-made there."""
-    lock = FileLock(root.parent / f".{root.name}.lock")
-    try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise UserError(
-            f"{root}: cannot be written ({error.strerror}). Choose another folder with data.root=..."
-        ) from error
-    try:
-        for half_made in root.parent.glob(f".{glob.escape(root.name)}.*.part*"):
-            shutil.rmtree(half_made, ignore_errors=True)
-        yield
-    finally:
-        lock.release()
 
 
 def _write_survey(folder: Path, key: Mapping[str, Any], decision_tree: Tree, workers: int) -> None:
