@@ -120,6 +120,20 @@ def test_training_and_validation_have_the_share_of_conflicts_that_is_asked_for_a
     assert conflict_share(data.splits["test"]) == pytest.approx(0.9, abs=0.5 / 449)
 
 
+def test_fewer_training_images_leave_the_others_and_the_shares_as_they_were(digits, tmp_path):
+    fewer = prepare_biased(settings("digits", tmp_path, n_training=400, image_size=8))
+    assert [len(fewer.splits[split].target) for split in SPLITS] == [400, 200, 449]
+    assert conflict_share(fewer.splits["train"]) == pytest.approx(0.05, abs=0.5 / 400)
+    np.testing.assert_array_equal(fewer.splits["test"].images, digits.splits["test"].images)
+    np.testing.assert_array_equal(fewer.splits["validation"].target, digits.splits["validation"].target)
+
+
+@pytest.mark.parametrize("changes", [{"n_training": 1149}, {"n_validation": 1348, "n_training": None}])
+def test_more_images_than_there_are_are_refused(changes, tmp_path):
+    with pytest.raises(UserError, match=r"there are 1348 images to\s+train on and to validate with"):
+        prepare_biased(settings("digits", tmp_path, **changes))
+
+
 def test_validation_is_unbiased_on_request(tmp_path):
     data = prepare_biased(settings("digits", tmp_path, validation="unbiased", image_size=8))
     assert conflict_share(data.splits["validation"]) == pytest.approx(0.9, abs=0.5 / 200)
@@ -190,7 +204,7 @@ def test_coloured_mnist_keeps_the_digits_and_gives_each_class_its_colour(tmp_pat
 
 def test_more_validation_images_than_there_are_are_refused(tmp_path):
     source = write_mnist(tmp_path / "mnist.npz")
-    with pytest.raises(UserError, match=r"bias.n_validation=5000: there are 400 images"):
+    with pytest.raises(UserError, match=r"bias.n_validation=5000, bias.n_training=None: there are 400 images"):
         prepare_biased(settings("cmnist", tmp_path, source=source))
 
 

@@ -78,7 +78,7 @@ def _origin(settings: BiasSettings) -> str:
 def _key(settings: BiasSettings, origin: str) -> dict[str, Any]:
     """What decides the images; of the options, those that are used for that origin."""
     unused = {"source", "root"} | (
-        {"validation", "n_validation", "data_seed", "severity"} if origin != "made" else set()
+        {"validation", "n_validation", "n_training", "data_seed", "severity"} if origin != "made" else set()
     )
     options = settings.model_dump(mode="json", exclude=unused)
     return {**options, "origin": origin, "files": _stamps(settings.source), "version": MAKING_VERSION}
@@ -117,13 +117,15 @@ def _made(settings: BiasSettings) -> dict[str, _Plan]:
     """Hold a validation split out of the training images, and paint or spoil each image as its attribute says."""
     sources = _sources(settings)
     everything = sources["train"]
-    if settings.n_validation >= len(everything.target):
+    n_validation, there = settings.n_validation, len(everything.target)
+    n_training = settings.n_training or there - n_validation
+    if n_training < 1 or n_validation + n_training > there:
         raise UserError(
-            f"bias.n_validation={settings.n_validation}: there are {len(everything.target)} images to train on and to "
-            "validate with. Give a smaller number."
+            f"bias.n_validation={n_validation}, bias.n_training={settings.n_training}: there are {there} images to "
+            "train on and to validate with. Give smaller numbers."
         )
-    order = np.random.default_rng((settings.data_seed, len(SPLITS))).permutation(len(everything.target))
-    held_out, kept = np.sort(order[: settings.n_validation]), np.sort(order[settings.n_validation :])
+    order = np.random.default_rng((settings.data_seed, len(SPLITS))).permutation(there)
+    held_out, kept = np.sort(order[:n_validation]), np.sort(order[n_validation : n_validation + n_training])
     rows = {"train": kept, "validation": held_out, "test": np.arange(len(sources["test"].target))}
     plans = {}
     for index, split in enumerate(SPLITS):

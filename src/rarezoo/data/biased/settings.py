@@ -26,6 +26,7 @@ class BiasSettings(Settings):
     severity: int | None = Field(ge=1, le=5)
     validation: Literal["biased", "unbiased"]
     n_validation: Positive
+    n_training: Positive | None
     image_size: int = Field(ge=8, le=1024)
     data_seed: int = Field(ge=0, lt=2**32)
 
