@@ -1,12 +1,23 @@
+import math
+from itertools import permutations
+
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_mutual_info_score, f1_score, precision_score, recall_score
 
-from rarezoo.clustering.scores import kind_agreement, recovery, summary
+from rarezoo.clustering.scores import chance_recovery, kind_agreement, recovery, summary
 
 pairs = st.lists(st.tuples(st.integers(-1, 4), st.sampled_from(["", "ring", "jellyfish", "lens"])), min_size=1)
+
+overlapping = st.lists(st.tuples(st.integers(-1, 4), st.booleans(), st.booleans(), st.booleans()), min_size=1)
+
+
+def _columns(drawn) -> tuple[np.ndarray, pd.DataFrame]:
+    table = pd.DataFrame([row[1:] for row in drawn], columns=["ring", "lens", "tail"], dtype=bool)
+    return np.array([row[0] for row in drawn]), table
 
 
 @settings(deadline=None, max_examples=40)
@@ -57,6 +68,7 @@ def test_summary_counts_found_classes_and_clusters_of_nothing():
         "median_completeness": pytest.approx((1 + 0.75) / 2),
         "clusters": 4,
         "clusters_of_no_class": 2,
+        "false_per_true": 1.0,
         "share_in_clusters": 0.8,
     }
 
@@ -79,6 +91,85 @@ def test_more_selected_galaxies_than_members_are_refused():
         recovery(np.zeros(2, int), ["ring", "ring"], {"ring": 1})
     with pytest.raises(ValueError, match="2 labels and 1 known"):
         recovery(np.zeros(2, int), ["ring"])
+
+
+@settings(deadline=None, max_examples=40)
+@given(overlapping)
+def test_each_column_of_overlapping_classes_scores_as_if_it_were_the_only_class(drawn):
+    labels, classes = _columns(drawn)
+    table = recovery(labels, classes)
+    assert sorted(table["class"]) == sorted(classes.columns[classes.any()])
+    for name in table["class"]:
+        alone = recovery(labels, np.where(classes[name], name, ""))
+        pd.testing.assert_frame_equal(table[table["class"] == name].reset_index(drop=True), alone)
+
+
+@settings(deadline=None, max_examples=40)
+@given(pairs)
+def test_classes_given_by_column_score_as_the_same_classes_given_by_name(drawn):
+    labels, truth = np.array([a for a, _ in drawn]), np.array([b for _, b in drawn])
+    columns = pd.DataFrame({name: truth == name for name in ("ring", "jellyfish", "lens")})
+    by_name, by_column = recovery(labels, truth), recovery(labels, columns)
+    pd.testing.assert_frame_equal(by_name, by_column)
+    assert summary(by_name, labels, truth) == pytest.approx(summary(by_column, labels, columns), nan_ok=True)
+
+
+@settings(deadline=None, max_examples=40)
+@given(overlapping)
+def test_cluster_is_of_no_class_where_no_column_holds_half_of_it(drawn):
+    labels, classes = _columns(drawn)
+    clusters = [classes[labels == c] for c in np.unique(labels[labels >= 0])]
+    expected = sum(not (members.mean() >= 0.5).any() for members in clusters)
+    assert summary(recovery(labels, classes), labels, classes)["clusters_of_no_class"] == expected
+
+
+def test_columns_count_what_the_selection_lost_as_missed():
+    classes = pd.DataFrame({"ring": [True, True, False], "lens": [False, False, False]})
+    table = recovery(np.array([0, 0, 1]), classes, {"ring": 6, "lens": 3})
+    assert table["class"].tolist() == ["ring", "lens"]
+    assert table["selected"].tolist() == [2, 0]
+    assert table["f1"].tolist() == pytest.approx([2 * 2 / (2 + 6), 0])
+    assert table["cluster"].tolist() == [0, -1]
+
+
+def test_columns_that_are_not_bool_or_have_one_name_are_refused():
+    with pytest.raises(ValueError, match="known class 'lens': its column is float64, and must be bool"):
+        recovery(np.zeros(2, int), pd.DataFrame({"ring": [True, False], "lens": [1.0, np.nan]}))
+    with pytest.raises(ValueError, match="known class 'ring': has two columns"):
+        recovery(np.zeros(1, int), pd.DataFrame([[True, True]], columns=["ring", "ring"]))
+
+
+def test_false_per_true_is_clusters_of_no_class_for_each_class_found():
+    labels, truth = np.repeat([0, 1, 2, 3], 5), ["ring"] * 5 + [""] * 15
+    assert summary(recovery(labels, truth), labels, truth)["false_per_true"] == 3
+    missed = summary(recovery(labels, truth, {"ring": 50}), labels, truth)
+    assert missed["clusters_of_no_class"] == 3
+    assert math.isnan(missed["false_per_true"])
+
+
+def test_chance_gives_the_best_f1_of_all_deals_of_the_labels():
+    labels, truth = np.array([0, 0, 1, 1, 1, -1]), np.array(["ring", "ring", "", "", "lens", ""])
+    deals = np.array([recovery(np.array(deal), truth)["f1"] for deal in set(permutations(labels.tolist()))])
+    table = chance_recovery(labels, truth, n_times=4000)
+    assert table["class"].tolist() == recovery(labels, truth)["class"].tolist() == ["ring", "lens"]
+    assert table["chance_f1"].tolist() == pytest.approx(deals.mean(axis=0).tolist(), abs=0.02)
+    assert table["chance_found"].tolist() == pytest.approx((deals >= 0.5).mean(axis=0).tolist(), abs=0.03)
+    assert table["chance_f1_highest"].tolist() == pytest.approx(deals.max(axis=0).tolist())
+
+
+def test_chance_is_told_of_members_that_the_selection_lost():
+    labels, truth = np.repeat([0, 1], 4), ["ring"] * 4 + [""] * 4
+    table = chance_recovery(labels, truth, {"ring": 4, "lens": 2}, n_times=50)
+    lost = chance_recovery(labels, truth, {"ring": 12, "lens": 2}, n_times=50)
+    assert lost["chance_f1"].tolist() == pytest.approx([table["chance_f1"][0] * (4 + 4) / (4 + 12), 0])
+
+
+def test_chance_is_the_same_for_the_same_seed_and_far_below_a_class_found():
+    labels = np.repeat([0, 1, -1], [20, 20, 400])
+    truth = np.repeat(["ring", ""], [20, 420])
+    first, again = (chance_recovery(labels, truth, n_times=50, seed=3) for _ in range(2))
+    pd.testing.assert_frame_equal(first, again)
+    assert first["chance_f1_highest"][0] < 0.5 < recovery(labels, truth)["f1"][0]
 
 
 def test_agreement_is_1_for_clusters_that_are_the_kinds_and_0_by_chance():
