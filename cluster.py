@@ -26,8 +26,9 @@ def main(config: DictConfig) -> None:
     folder = Path(job.runtime.output_dir)
     # torch and umap take seconds to import: a mistyped option is answered without.
     from rarezoo.embeddings import open_embeddings
-    from rarezoo.report.results import OUTPUTS, is_up_to_date, read_recovery, recovery_sentence, search_and_write
+    from rarezoo.report.results import OUTPUTS, is_up_to_date, read_given, search_and_write
     from rarezoo.report.search_sweep import note_in_search_sweep
+    from rarezoo.report.truth import read_recovery, recovery_sentence
     from rarezoo.report.wandb import tracked_run
 
     with open_embeddings(settings.embeddings) as embeddings:
@@ -36,9 +37,10 @@ def main(config: DictConfig) -> None:
             # Decisions are applied anew whenever they change: the stages are in the store, and it takes seconds.
             done_before = run.complete and is_up_to_date(folder, settings, run.summary)
             if not done_before:
+                given = read_given(settings, embeddings)
                 about: dict[str, Any] = {"group": settings.name, "job_type": "cluster", "config": resolved}
                 with tracked_run(**settings.logger.model_dump(), folder=folder, **about) as tracked:
-                    results = search_and_write(folder, embeddings, settings, inputs, announce)
+                    results = search_and_write(folder, embeddings, settings, given, inputs, announce)
                     run.finish(results.summary)
                     tracked.summary(results.summary)
                     tracked.log_table("cuts", results.cuts)

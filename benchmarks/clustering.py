@@ -1,9 +1,12 @@
-"""Time, memory and recovery of the class search beside fresh fits of umap-learn and hdbscan, on planted groups.
+"""Time, memory and recovery of the class search beside fresh fits of umap-learn and hdbscan.
 
     taskset -c 0,1 python benchmarks/clustering.py sweep --rows 50000
     taskset -c 0,1 python benchmarks/clustering.py sweep --rows 50000 --trees 12 --routes rarezoo
     taskset -c 0,1 python benchmarks/clustering.py stages --rows 50000 100000 200000
     taskset -c 0,1 python benchmarks/clustering.py stages --rows 632000 --trees 12
+    taskset -c 0,1 python benchmarks/clustering.py stages --embeddings FILE.h5 --truth truth.parquet
+
+What is searched are planted groups (planted.py), or with --embeddings all galaxies of a survey, or a sample of --rows.
 
 sweep: every layout of n_neighbors 15, 50, 100 and n_components 2, 5, each read off with the same tree settings.
 
@@ -14,7 +17,8 @@ sweep: every layout of n_neighbors 15, 50, 100 and n_components 2, 5, each read 
   is run for each n_neighbors (5 components, first tree setting), and counts for all settings of its n_neighbors.
 
 Layouts of all routes use all threads and no seed. Recovery is the mean over the settings of the mean F1 of each planted
-group's best cluster. The view for the eye, which fresh fits do not make, is counted for rarezoo.
+group's best cluster; of a survey it is left out unless --truth names its classes. The view for the eye, which fresh
+fits do not make, is counted for rarezoo.
 
 stages: the paper's recipe (n_neighbors 50, 5 components, min_samples 300, leaves of at least 10) stage by stage, then
 another min_samples and other tree settings over the same store; and the exponent of each stage's growth with the rows.
@@ -38,7 +42,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from planted import PlantedGalaxies, plant
+from searched import SearchedGalaxies
+from speed_tables import print_routes, print_stages
 
 LAYOUTS = list(itertools.product((15, 50, 100), (2, 5)))
 # min_samples, min_cluster_size, method
@@ -50,16 +55,11 @@ ROUTES = ["rarezoo", "warm", "fresh"]
 TITLES = {"rarezoo": "rarezoo", "warm": "umap + hdbscan, warm", "fresh": "umap + hdbscan, fresh"}
 
 
-def read_galaxies(folder: Path) -> PlantedGalaxies:
-    """What `main` planted."""
-    return PlantedGalaxies(np.load(folder / "x.npy"), np.load(folder / "group.npy"))
-
-
-def recovered(labels: np.ndarray, group: np.ndarray) -> float:
-    """Mean F1 of each group's best cluster."""
+def recovered(labels: np.ndarray, group: np.ndarray | None) -> float:
+    """Mean F1 of each known class's best cluster; NaN where none are known."""
     from rarezoo.clustering.scores import recovery
 
-    return float(recovery(labels, group)["f1"].mean())
+    return float("nan") if group is None else float(recovery(labels, group)["f1"].mean())
 
 
 def search_settings(
@@ -80,7 +80,7 @@ def sweep_with_rarezoo(folder: Path, trees: Sequence[tuple[int, int, str]]) -> d
     from rarezoo.clustering.search import search_classes
     from rarezoo.clustering.stages import StageStore
 
-    galaxies, scores = read_galaxies(folder), []
+    galaxies, scores = SearchedGalaxies.load(folder), []
     with tempfile.TemporaryDirectory(dir=folder) as name:
         for layout, tree in itertools.product(LAYOUTS, trees):
             found = search_classes(galaxies, search_settings(layout, tree, None), StageStore(Path(name)))
@@ -90,7 +90,7 @@ def sweep_with_rarezoo(folder: Path, trees: Sequence[tuple[int, int, str]]) -> d
 
 def sweep_warm(folder: Path, trees: Sequence[tuple[int, int, str]]) -> dict[str, Any]:
     """Fresh fits for every setting in this process; the time of a layout counts for each of its trees."""
-    galaxies, scores = read_galaxies(folder), []
+    galaxies, scores = SearchedGalaxies.load(folder), []
     seconds, cpu = 0.0, 0.0
     for layout in LAYOUTS:
         before = spent()
@@ -106,7 +106,7 @@ def sweep_warm(folder: Path, trees: Sequence[tuple[int, int, str]]) -> dict[str,
 
 def one_fresh(folder: Path, n_neighbors: int, tree: tuple[int, int, str]) -> dict[str, Any]:
     """One setting in this process."""
-    galaxies = read_galaxies(folder)
+    galaxies = SearchedGalaxies.load(folder)
     labels = fit_hdbscan(fit_umap(galaxies.representation, n_neighbors, 5), *tree)
     return {"recovery": recovered(labels, galaxies.group), **spent()}
 
@@ -137,7 +137,7 @@ def stages_of_recipe(folder: Path, seed: int | None, trees: Sequence[tuple[int, 
     from rarezoo.clustering.search import search_classes
     from rarezoo.clustering.stages import StageStore
 
-    galaxies = read_galaxies(folder)
+    galaxies = SearchedGalaxies.load(folder)
     found: dict[str, Any] = {"stages": {}, "searches": []}
     with tempfile.TemporaryDirectory(dir=folder) as name:
         store = StageStore(Path(name))
@@ -206,55 +206,14 @@ def sweep_route(folder: Path, route: str, trees: Sequence[tuple[int, int, str]])
     }
 
 
-def print_sweep(folder: Path, routes: Sequence[str], trees: Sequence[tuple[int, int, str]]) -> None:
+def print_sweep(folder: Path, routes: Sequence[str], trees: Sequence[tuple[int, int, str]], scored: bool) -> None:
     """Print what a sweep costs on each route."""
     rows = {}
     for route in routes:
         rows[route] = sweep_route(folder, route, trees)
         print(TITLES[route], json.dumps(rows[route]), file=sys.stderr, flush=True)
-    first = next(iter(rows.values()))
     print(f"{len(LAYOUTS) * len(trees)} settings\n")
-    print("| route | s | CPU s | times the wall | times the CPU | GB | mean F1 |\n|---|---|---|---|---|---|---|")
-    for route, row in rows.items():
-        print(
-            f"| {TITLES[route]} | {row['seconds']:.0f} | {row['cpu']:.0f} | {row['seconds'] / first['seconds']:.1f} "
-            f"| {row['cpu'] / first['cpu']:.1f} | {row['memory']:.1f} | {row['recovery']:.3f} |"
-        )
-
-
-def print_stages(found: dict[int, dict[str, Any]]) -> None:
-    """Print the stages at each size, their growth, and the searches over the stored layout."""
-    print("| stage | " + " | ".join(f"{n:,}: s (CPU s, GB)" for n in found) + " | exponent |")
-    print("|---|" + "---|" * (len(found) + 1))
-    for stage in next(iter(found.values()))["stages"]:
-        rows = [found[n]["stages"].get(stage) for n in found]
-        shown = [
-            ""
-            if row is None
-            else f"{row['seconds']:.1f} ({row['cpu_seconds'] or float('nan'):.1f}, "
-            f"{(row['peak_memory_bytes'] or 0) / 1e9:.1f})"
-            for row in rows
-        ]
-        print(f"| {stage} | {' | '.join(shown)} | {growth(list(found), rows)} |")
-    for n, facts in found.items():
-        recipe = facts["recipe"]
-        print(
-            f"\n{n:,} rows, the recipe: {recipe['seconds']:.0f} s, {recipe['cpu']:.0f} CPU s, "
-            f"{recipe['memory']:.1f} GB, recall {facts['recall']:.4f}\n"
-        )
-        print("| min_samples, min_cluster_size, method | s | classes | mean F1 |\n|---|---|---|---|")
-        for each in facts["searches"]:
-            tree = ", ".join(map(str, each["tree"]))
-            print(f"| {tree} | {each['seconds']:.1f} | {each['classes']} | {each['recovery']:.3f} |")
-
-
-def growth(sizes: Sequence[int], rows: Sequence[dict[str, Any] | None]) -> str:
-    """Slope of the logarithm of CPU seconds against that of the rows."""
-    known = [(n, row["cpu_seconds"]) for n, row in zip(sizes, rows, strict=True) if row and row["cpu_seconds"]]
-    if len(known) < 2:
-        return ""
-    logs = np.log(np.array(known, dtype=float))
-    return f"{np.polyfit(logs[:, 0], logs[:, 1], 1)[0]:.2f}"
+    print_routes({TITLES[route]: row for route, row in rows.items()}, scored)
 
 
 def main() -> None:
@@ -264,34 +223,43 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("question", choices=["sweep", "stages"])
-    parser.add_argument("--rows", type=int, nargs="+", default=[50_000])
+    parser.add_argument("--rows", type=int, nargs="+", help="50,000, or all of a survey, by default")
+    parser.add_argument("--embeddings", type=Path, help="of a survey, to be searched in place of planted groups")
+    parser.add_argument("--truth", type=Path, help="table of the survey's known classes: id_str, rare_class")
     parser.add_argument("--trees", type=int, choices=TREES, default=4, help="tree settings of each layout")
     parser.add_argument("--routes", nargs="+", choices=ROUTES, default=ROUTES)
     parser.add_argument("--seed", type=int, help="of the layouts of `stages`, on one thread; all threads without")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     settings = parser.parse_args()
+    if settings.truth and not settings.embeddings:
+        parser.error("--truth is of a survey: give its --embeddings")
     print(
         f"{datetime.now(UTC):%Y-%m-%d}, {platform.processor() or platform.machine()}, "
         f"{len(os.sched_getaffinity(0))} cores, load average {os.getloadavg()[0]:.1f}\n"
     )
     found: dict[int, dict[str, Any]] = {}
-    for n_rows in settings.rows:
+    for wanted in settings.rows or [None if settings.embeddings else 50_000]:
         with tempfile.TemporaryDirectory(dir=settings.folder) as name:
-            galaxies = plant(n_rows)
-            np.save(f"{name}/x.npy", galaxies.representation)
-            np.save(f"{name}/group.npy", galaxies.group)
+            if settings.embeddings:
+                galaxies = SearchedGalaxies.embedded(settings.embeddings, settings.truth, wanted)
+            else:
+                galaxies = SearchedGalaxies.planted(wanted)
+            galaxies.save(Path(name))
+            n_rows, scored = len(galaxies), galaxies.group is not None
             del galaxies
             if settings.question == "sweep":
                 print(f"{n_rows:,} rows, ", end="")
-                print_sweep(Path(name), settings.routes, TREES[settings.trees])
+                print_sweep(Path(name), settings.routes, TREES[settings.trees], scored)
             else:
                 found[n_rows] = measured(Path(name), "stages", seed=settings.seed, trees=TREES[settings.trees])
                 print(n_rows, json.dumps(found[n_rows]), file=sys.stderr, flush=True)
     if found:
-        print_stages(found)
+        print_stages(found, scored)
 
 
 _START = time.perf_counter()
 
 if __name__ == "__main__":
-    main()
+    from rarezoo.cli import run_script
+
+    run_script(main, Path(__file__).parent)

@@ -8,7 +8,6 @@ real data, their scores do not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,15 +34,6 @@ class PlantedGalaxies:
 
     def __len__(self) -> int:
         return len(self.representation)
-
-    @property
-    def label_cols(self) -> Sequence[str]:
-        """No votes were predicted."""
-        return ()
-
-    def votes_for(self, answers: Sequence[str], of: Sequence[str]) -> list[NDArray[np.float32]]:
-        """No votes were predicted."""
-        return [np.empty((len(self), 0), np.float32)]
 
 
 def plant(n_rows: int, n_groups: int = 20, smallest: int = 30, largest: int = 1500, seed: int = 0) -> PlantedGalaxies:

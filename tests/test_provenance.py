@@ -220,3 +220,18 @@ def test_what_a_killed_process_left_of_a_result_elsewhere_is_cleared(tmp_path):
     with RunFolder(tmp_path / "run", "embed", {}, {}, result=tmp_path / "e[1].h5"):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == [".other.h5.x1.part.h5", "run"]
+
+
+def test_version_of_a_package_is_found_whatever_its_wheel_is_named(tmp_path, monkeypatch):
+    (tmp_path / "cuml").mkdir()
+    (tmp_path / "cuml/__init__.py").touch()
+    about = tmp_path / "cuml_cu12-25.8.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: cuml-cu12\nVersion: 25.8.0\n")
+    (about / "RECORD").write_text("cuml/__init__.py,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    versions.cache_clear()
+    try:
+        assert versions()["cuml"] == "25.8.0"
+    finally:
+        versions.cache_clear()

@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,18 @@ def _git(folder: Path, *arguments: str) -> str:
 @cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: installed for name in _PACKAGES if (installed := _version_of(name))}
+    return {"python": platform.python_version(), **found}
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        if find_spec(package) is None:
+            return None
+    # Some wheels are named after the CUDA that they are built for, as cuml-cu12 is.
+    return next((version(wheel) for wheel in packages_distributions().get(package, ())), None)
 
 
 def made_with() -> dict[str, Any]:

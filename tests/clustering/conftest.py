@@ -1,6 +1,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import pytest
 
 LABEL_COLS = [
@@ -27,6 +28,9 @@ class Planted:
     @property
     def representation(self) -> np.ndarray:
         return self.x
+
+    def to_pandas(self, rows) -> pd.DataFrame:
+        return pd.DataFrame({"id_str": [f"J{row}" for row in rows]})
 
     def votes_for(self, answers, of):
         return [self.vote_fractions[:, [self.label_cols.index(answer) for answer in answers]]]

@@ -195,15 +195,26 @@ def test_all_classes_may_be_excluded():
     [
         (["J0", "J3", "J4"], 1),
         (["J0", "J3"], 0),
-        (["J15", "J16", "J17", "not here", "J6"], 2),
+        (["J15", "not here", "J6", "J7"], 2),
+        (["J15", "J16", "J17", "J6"], None),
+        (["not here", "nor here", "J6"], None),
         (["J0", "J3", "J6"], None),
         (["J15", "not here"], None),
     ],
 )
-def test_members_mean_the_class_that_holds_at_least_half_of_those_in_any(members, cluster):
+def test_members_mean_the_class_that_holds_at_least_half_of_all_that_are_named(members, cluster):
     found = decided({"members": members, "name": "this"})
     assert [c for c, name in enumerate(found.classes["name"]) if name] == ([] if cluster is None else [cluster])
     assert len(found.unmatched) == (cluster is None)
+
+
+def test_one_galaxy_that_is_left_of_a_class_does_not_exclude_another():
+    entry = {"members": ["J9", *(f"gone-{number}" for number in range(20))], "exclude": True}
+    found = decided(entry)
+    assert found.excluded == []
+    assert found.unmatched == [
+        "entry 1 (J9): no class of this search holds half of its 21 galaxies (class 3 has 1, and 20 are in none)."
+    ]
 
 
 def test_of_two_entries_for_one_class_the_first_is_applied_and_the_second_told_of():

@@ -131,6 +131,8 @@ def test_a_sample_is_searched_for_classes_as_much_smaller():
     assert (smallest.min_samples, smallest.min_cluster_size, smallest.max_cluster_size) == (1, 2, 0)
     limited = shrunk(TreeSettings(min_samples=1, min_cluster_size=2, method="eom", max_cluster_size=4), 0.1)
     assert limited.max_cluster_size == 2
+    share = shrunk(TreeSettings(min_samples=1, method="eom", max_cluster_size=0.05), 0.5)
+    assert share.max_cluster_size == 0.05
 
 
 def test_excluded_classes_are_not_weighed(search):

@@ -186,6 +186,45 @@ def test_a_file_of_votes_alone_is_refused_with_the_command_that_adds_features(pl
         _search(replace(planted, x=planted.x[:, :0]), StageStore(tmp_path / "stages"))
 
 
+class Twice:
+    """Planted galaxies of which the first two have one id."""
+
+    def __init__(self, planted):
+        self._planted = planted
+
+    def __getattr__(self, name):
+        return getattr(self._planted, name)
+
+    def __len__(self):
+        return len(self._planted)
+
+    def to_pandas(self, rows):
+        return self._planted.to_pandas(np.where(rows == 1, 0, rows))
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said"), [("ids", "id_str: 'J0' is the id of row 0 and of row 1"), ("x", "'J77', row 77")]
+)
+def test_a_galaxy_that_cannot_be_told_or_placed_is_named_before_any_stage(planted, tmp_path, spoilt, said):
+    x = planted.x.copy()
+    x[77, 5] = np.nan
+    galaxies = Twice(planted) if spoilt == "ids" else replace(planted, x=x)
+    with pytest.raises(UserError, match=said):
+        search_classes(galaxies, _settings(cuts={}), StageStore(tmp_path / "stages"))
+    assert not (tmp_path / "stages").exists()
+
+
+def test_galaxies_that_cuts_remove_may_have_no_place(planted, tmp_path):
+    # 190 galaxies have strong bars; without these the rest is searched as it is.
+    removed = np.flatnonzero(planted.vote_fractions[:, 3] >= 0.5)
+    x = planted.x.copy()
+    x[removed] = np.nan
+    groups = {"cuts": {"bars": {"answer": "bar*_strong", "below": 0.5}}, "layout": {"n_epochs": 5}}
+    found = _search(replace(planted, x=x), StageStore(tmp_path / "stages"), **groups)
+    assert found.catalog["id_str"].tolist() == [f"J{row}" for row in found.selection.rows]
+    assert not np.isin(found.selection.rows, removed).any()
+
+
 @pytest.mark.parametrize(
     ("groups", "message"),
     [

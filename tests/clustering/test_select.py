@@ -9,6 +9,7 @@ from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
 from rarezoo.cli import UserError
+from rarezoo.clustering.select import check_galaxies
 from rarezoo.clustering.select import select as select_galaxies
 from rarezoo.clustering.settings import Cut
 
@@ -156,3 +157,28 @@ def test_cuts_that_bound_nothing_or_leave_nothing_are_refused():
         Cut(answer="a")
     with pytest.raises(ValidationError, match=r"at_least=0\.5 and below=0\.5 leave nothing"):
         Cut(answer="a", at_least=0.5, below=0.5)
+
+
+def test_two_galaxies_of_one_id_are_refused_with_both_rows():
+    ids = np.array(["a", "b", "c", "b", "a"], dtype=object)
+    with pytest.raises(UserError, match=r"id_str: 'b' is the id of row 12 and of row 14 .*\(2 of 5 selected"):
+        check_galaxies(ids, np.zeros((5, 2)), np.array([10, 12, 13, 14, 19]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_representation_that_is_not_finite_is_refused_with_id_and_row(value):
+    x = np.zeros((3, 2), np.float32)
+    x[1:, 1] = value
+    with pytest.raises(UserError, match=r"2 of 3 selected galaxies .*first: 'b', row 40 of the embeddings"):
+        check_galaxies(np.array(["a", "b", "c"], dtype=object), x, np.array([7, 40, 41]))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=8))
+def test_ids_are_refused_only_where_one_is_there_twice(ids):
+    arguments = np.array(ids, dtype=object), np.zeros((len(ids), 2)), np.arange(len(ids))
+    if len(set(ids)) == len(ids):
+        check_galaxies(*arguments)
+    else:
+        with pytest.raises(UserError, match="id_str"):
+            check_galaxies(*arguments)

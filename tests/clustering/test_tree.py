@@ -133,6 +133,21 @@ def _leaves_by_definition(reach, born, min_cluster_size):
 
 
 @settings(deadline=None, max_examples=60)
+@given(st.integers(0, 999), st.integers(9, 80), st.integers(0, 20), st.integers(1, 4), st.integers(2, 8), st.booleans())
+def test_a_class_ends_where_enough_galaxies_for_a_class_leave_it_at_once(seed, n, n_copies, min_samples, size, whole):
+    """So that neither its one densest galaxy nor a pair at one place says how dense a class is."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 9, (n, 2)) if whole else rng.normal(size=(n, 2))
+    x = np.concatenate([x, x[rng.integers(0, n, n_copies)]]).astype(np.float32)
+    for method in ("leaf", "eom"):
+        tree = class_tree(spanning_tree(x, min_samples), size, method)
+        for node, death in zip(tree.nodes, tree.deaths(), strict=True):
+            leaving = tree.condensed[tree.condensed["parent"] == node]
+            assert death == leaving["lambda_val"].max()
+            assert leaving.loc[leaving["lambda_val"] == death, "child_size"].sum() >= size
+
+
+@settings(deadline=None, max_examples=60)
 @given(st.integers(0, 999), st.integers(4, 80), st.integers(0, 30), st.booleans(), st.data())
 def test_leaves_are_those_of_the_definition(seed, n_rows, n_copies, whole, data):
     rng = np.random.default_rng(seed)

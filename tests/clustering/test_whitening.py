@@ -5,7 +5,11 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist, pdist
 
-from rarezoo.clustering.whitening import Whitening, whitened
+from rarezoo.clustering.whitening import Whitening, whitening_of
+
+
+def whitened(x, power):
+    return whitening_of(x, power)(x)
 
 
 @pytest.fixture

@@ -225,6 +225,35 @@ def test_whatever_the_values_votable_and_fits_give_them_back(tmp_path_factory, f
     assert texts == frame["text"].fillna("").tolist()
 
 
+def very_long(n_rows, length):
+    comments = ["short"] * (n_rows - 1) + ["δ" + "x" * (length - 1)]
+    return pd.DataFrame({"id_str": [f"J{row}" for row in range(n_rows)], "comment": comments, "ra": 1.5})
+
+
+def test_text_that_would_be_a_gigabyte_of_padding_is_left_out_of_fits_and_votable_and_told_of(tmp_path, caplog):
+    n_rows, length = 2_000, 600_000
+    table = very_long(n_rows, length)
+    paths = write_tables(tmp_path, classes(), table, MADE_FROM)
+    assert all(path.stat().st_size < 5_000_000 for path in paths.values())
+    for kind in ("fits", "vot"):
+        assert read_table(paths[f"galaxies.{kind}"]).columns.tolist() == ["id_str", "ra"]
+    for kind in ("parquet", "csv"):
+        assert read_table(paths[f"galaxies.{kind}"])["comment"].tolist() == table["comment"].tolist()
+    (record,) = caplog.records
+    assert "galaxies: column 'comment' is left out of FITS and VOTable" in record.getMessage()
+    assert "left_out = comment" in str(fits.getheader(paths["galaxies.fits"], 1)["HISTORY"])
+    infos = ET.parse(paths["galaxies.vot"]).iter("{http://www.ivoa.net/xml/VOTable/v1.3}INFO")
+    assert {info.get("name"): info.get("value") for info in infos}["left_out"] == "comment"
+
+
+def test_a_long_text_among_few_rows_is_kept_whole(tmp_path, caplog):
+    paths = write_tables(tmp_path, classes(), very_long(5, 100_000), MADE_FROM)
+    assert read_table(paths["galaxies.fits"])["comment"].str.len().max() == 100_005
+    assert read_table(paths["galaxies.vot"])["comment"].str.len().max() == 100_000
+    assert not caplog.records
+    assert "left_out" not in str(fits.getheader(paths["galaxies.fits"], 1)["HISTORY"])
+
+
 @pytest.mark.parametrize("limit", [2_000, 30_000, 120_000])
 def test_a_disk_that_fills_up_leaves_the_earlier_tables_as_they_were(tmp_path, limit):
     write_tables(tmp_path, classes(), galaxies(), MADE_FROM)

@@ -12,6 +12,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from rarezoo.report.figures import class_map, to_png
 from rarezoo.report.montage import class_montages
 from rarezoo.report.page import Report, write_report
 
@@ -55,6 +56,7 @@ def a_report(folder, galaxies, **more):
         classes=classes.assign(**more),
         galaxies=galaxies,
         montages=class_montages(folder / "montages", galaxies, columns=4, rows=2, thumbnail=32),
+        map_png=to_png(class_map(galaxies, classes)),
         warnings=["min_samples hides small groups."],
         quality={"noise_share": 0.7},
         files={"Galaxies": "galaxies.parquet"},

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from rarezoo.report.figures import class_map, to_png
 from rarezoo.report.montage import class_montages
 from rarezoo.report.page import Report, render, write_report
 
@@ -104,6 +105,7 @@ def report(tmp_path):
         classes=classes,
         galaxies=galaxies,
         montages=class_montages(tmp_path / "montages", galaxies, columns=3, rows=2, thumbnail=20),
+        map_png=to_png(class_map(galaxies, classes)),
         settings={"tree": {"min_samples": 300}},
         provenance={"git_commit": "0a1b2c", "inputs": {"embeddings.h5": "f00d"}},
     )

@@ -152,6 +152,10 @@ def of_nan(file):
     file["representation"][7, 3] = np.nan
 
 
+def same_id(file):
+    file["id"][9] = file["id"][2]
+
+
 def constant(file):
     file["representation"][:] = 1.5
 
@@ -171,8 +175,15 @@ def unvoted_for(file):
     file["concentrations"][5, 0] = np.nan
 
 
+def write_faulty_files(folder):
+    """A truth of other galaxies, and decisions with a misspelt word."""
+    (folder / "others.csv").write_text("id_str,rare_class\n587722981736448065,ring\n")
+    (folder / "broken.yaml").write_text("classes:\n - {medoid: bulk-0, nam: ring}\n")
+
+
 FAULTS = {
-    "not finite": (of_nan, (), "1 of 192 selected galaxies hold values that are not finite (first: row 7"),
+    "not finite": (of_nan, (), "1 of 192 selected galaxies hold values that are not finite (first: 'bulk-7', row 7"),
+    "two of one id": (same_id, (), "is the id of row 2 and of row 9 of the embeddings"),
     "constant": (constant, (), "is the same for all 192 selected galaxies (1.5"),
     "incomplete": (incomplete, (), "embeddings.h5: is not complete"),
     "foreign": (foreign, (), "embeddings.h5: has format none, not embeddings format 1"),
@@ -195,6 +206,8 @@ FAULTS = {
         "selection.cuts: none of 192 galaxies is left",
     ),
     "no such answer": (None, ("selection=featured",), "Did you mean 'shape_smooth'"),
+    "truth of others": (None, ("truth=others.csv",), "has none of the galaxies of embeddings.h5 (such as 'bulk-0')"),
+    "broken decisions": (None, ("decisions=broken.yaml",), "broken.yaml: entry 1 has 'nam'. Did you mean 'name'"),
     "no truth": (None, ("truth=nowhere.csv",), "truth=nowhere.csv: there is no such file"),
 }
 
@@ -203,6 +216,7 @@ FAULTS = {
 def test_what_cannot_be_searched_is_named_with_the_fix_and_nothing_is_computed(process, tmp_path, name):
     change, options, said_of_it = FAULTS[name]
     write_survey(tmp_path, change)
+    write_faulty_files(tmp_path)
     options = ("embeddings=embeddings.h5", "name=x", "logger=none", *options)
     status, said = process.run(tmp_path, "cluster.py", *CLUSTER, *options)
     assert status == 2, said
@@ -210,3 +224,15 @@ def test_what_cannot_be_searched_is_named_with_the_fix_and_nothing_is_computed(p
     assert "Traceback" not in said
     assert not list((tmp_path / "outputs/x").glob("stages/*-*"))
     assert not (tmp_path / "outputs/x/cluster/report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["truth of others", "broken decisions"])
+def test_files_of_a_person_are_read_before_a_run_is_tracked(process, tmp_path, name):
+    _, options, said_of_it = FAULTS[name]
+    write_survey(tmp_path)
+    write_faulty_files(tmp_path)
+    options = ("embeddings=embeddings.h5", "name=x", "logger.mode=offline", *options)
+    status, said = process.run(tmp_path, "cluster.py", *CLUSTER, *options)
+    assert status == 2, said
+    assert said_of_it in said
+    assert not (tmp_path / "outputs/x/cluster/wandb").exists()

@@ -1,5 +1,6 @@
 """Searches as they are run: alone, in sweeps, without a layout, with repeats; what is tracked, what follows."""
 
+import base64
 from itertools import product
 
 import numpy as np
@@ -49,6 +50,23 @@ def test_tracked_run_has_quality_and_what_each_stage_cost(searched, tracked):
     assert tracked.summary["recovery"]["planted"] == len(SIZES)
     assert tracked.config["layout.n_neighbors"] == 8
     assert (tracked.group, tracked.job_type, tracked.exit_code) == ("one", "cluster", 0)
+
+
+def test_page_shows_the_map_that_stands_among_the_figures(searched):
+    results = searched[0] / "outputs/one/cluster"
+    picture = base64.b64encode((results / "figures/map.png").read_bytes()).decode()
+    assert f'src="data:image/png;base64,{picture}"' in (results / "report.html").read_text()
+
+
+def test_truth_that_fits_in_part_is_told_of_on_the_page(searched, process, tmp_path):
+    truth = pd.read_csv(searched[0] / "truth.csv", keep_default_na=False)
+    gone = pd.DataFrame({"id_str": ["gone"], "rare_class": ["group0"]})
+    pd.concat([truth[3:], gone]).to_csv(tmp_path / "part.csv", index=False)
+    options = again_elsewhere(searched[0], "name=part", f"truth={tmp_path}/part.csv")
+    status, said = process.run(tmp_path, "cluster.py", *options)
+    assert status == 0, said
+    page = (tmp_path / "outputs/part/cluster/report.html").read_text()
+    assert "1 of its 190 galaxies (first: &#39;gone&#39;) were not embedded, and count as missed; 3 of 192" in page
 
 
 def test_planted_groups_are_found(searched):

@@ -23,7 +23,7 @@ from rarezoo.votes.tree_files import NoRepeats
 _HEADER = """\
 # What you decide of the classes found. Copy this file to classes.yaml (option decisions) and edit the copy: every later
 # run of cluster.py applies it. Classes are known by their galaxies, since their numbers change from search to search:
-# an entry is for the class that holds the galaxy `medoid`, or half of those of `members` in any class. It may have
+# an entry is for the class that holds the galaxy `medoid`, or at least half of all those of `members`. It may have
 #   name: one-armed spirals        the class's name, in the tables and on the page
 #   note: as in Arp's atlas
 #   merge_into: one-armed spirals  instead of a name: it is one class with the entry of this name
@@ -42,7 +42,8 @@ class Decision(_Part):
     Attributes
     ----------
     medoid : id_str of a galaxy of the class
-    members : id_str of several, in place of medoid
+    members : id_str of several, in place of medoid. All of them count, also those in no class or not searched: one
+        galaxy that happens to be left of them does not decide what becomes of a class
     name : of the class
     note : free text
     merge_into : name of the entry whose class it is one with, in place of a name of its own
@@ -222,12 +223,16 @@ def _matched(
     for number, entry in enumerate(entries):
         if not entry.decides:
             continue
-        counts = Counter(class_of[galaxy] for galaxy in entry.galaxies if galaxy in class_of)
+        named = entry.galaxies
+        counts = Counter(class_of[galaxy] for galaxy in named if galaxy in class_of)
         best, most = min(counts.items(), key=lambda item: (-item[1], item[0]), default=(-1, 0))
         if not counts:
             unmatched.append(f"{_entry(number, entry)}: none of its galaxies is in a class of this search.")
-        elif 2 * most < sum(counts.values()):
-            unmatched.append(f"{_entry(number, entry)}: no class of this search holds half of its galaxies.")
+        elif 2 * most < len(named):
+            unmatched.append(
+                f"{_entry(number, entry)}: no class of this search holds half of its {len(named)} galaxies (class "
+                f"{best} has {most}, and {len(named) - counts.total()} are in none)."
+            )
         elif best not in applied:
             applied[best] = (entry, [entry.note] if entry.note else [])
         elif entry.lot is not None and entry.lot == applied[best][0].lot:

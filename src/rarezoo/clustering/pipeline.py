@@ -170,7 +170,9 @@ class Pipeline:
 
     @property
     def _tree_parameters(self) -> dict[str, Any]:
-        return self.settings.tree.model_dump(exclude={"engine", "min_samples"})
+        tree = self.settings.tree
+        parameters = tree.model_dump(exclude={"engine", "min_samples"})
+        return parameters | {"max_cluster_size": tree.most_in_a_class(len(self.x))}
 
     @cached_property
     def _fuzzy(self) -> Stage:

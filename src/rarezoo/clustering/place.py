@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rarezoo.cli import UserError, closing_lines, progress, run_script
 from rarezoo.clustering.placing import KnownGalaxies
-from rarezoo.clustering.select import select
+from rarezoo.clustering.select import check_galaxies, select
 from rarezoo.clustering.settings import SearchSettings
 from rarezoo.embeddings import Embeddings, open_embeddings
 from rarezoo.provenance import RECORD_NAME, sha256_of_file, written_beside
@@ -69,6 +69,7 @@ def place_file(run_folder: Path, new: Path, embeddings: Path, output: Path) -> d
             settings.layout.n_neighbors,
             settings.neighbours.exact_below,
             settings.layout.seed,
+            settings.neighbours.whitening,
         )
         pieces = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
         placed = pd.concat(_placed(galaxies, arrived, progress(pieces, "placing")), ignore_index=True)
@@ -87,8 +88,9 @@ def _placed(
     galaxies: KnownGalaxies, arrived: Embeddings, pieces: Iterator[NDArray[np.int64]]
 ) -> Iterator[pd.DataFrame]:
     for rows in pieces:
-        found = galaxies.place(arrived.representation[rows])
-        who = arrived.to_pandas(rows)
+        who, x = arrived.to_pandas(rows), arrived.representation[rows]
+        check_galaxies(who["id_str"].to_numpy(object), x, rows)
+        found = galaxies.place(x)
         yield who[[name for name in ("id_str", "ra", "dec") if name in who]].assign(
             cluster=found.labels,
             probability=found.probabilities,

@@ -10,6 +10,7 @@ from scipy.sparse import coo_matrix
 
 from rarezoo.cli import UserError
 from rarezoo.clustering.neighbours import automatic_method, check_representation, distances_to, prepared_search
+from rarezoo.clustering.whitening import whitening_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Placed:
     layout : (M, d) float32
     labels : (M,) int32, class of each; -1 for none
     probabilities : (M,) float32, in [0, 1]; 0 for none
-    nearest : (M,) float32, distance in the representation to the nearest known galaxy
+    nearest : (M,) float32, distance in the representation, as it was searched, to the nearest known galaxy
     """
 
     layout: NDArray[np.float32]
@@ -53,6 +54,7 @@ class KnownGalaxies:
     n_neighbors : of the layout, the new galaxy itself included as umap-learn counts
     exact_below : number of known galaxies from which on the search is approximate; see `find_neighbours`
     seed : of the approximate search
+    whitening : power by which the known galaxies were whitened for the search; see `whitening_of`
 
     Raises
     ------
@@ -69,6 +71,7 @@ class KnownGalaxies:
         n_neighbors: int,
         exact_below: int = 50_000,
         seed: int | None = 0,
+        whitening: float = 0.0,
     ) -> None:
         if not len(x) == len(layout) == len(labels) == len(probabilities):
             raise ValueError(
@@ -80,7 +83,9 @@ class KnownGalaxies:
                 "known. Lower layout.n_neighbors, and search again."
             )
         check_representation(x)
-        self._x = np.ascontiguousarray(x, dtype=np.float32)
+        self._width = x.shape[1]
+        self._whiten = whitening_of(x, whitening)
+        self._x = np.ascontiguousarray(self._whiten(x), dtype=np.float32)
         self._layout = np.asarray(layout, dtype=np.float32)
         self._labels = np.asarray(labels, dtype=np.int64)
         self._probabilities = np.asarray(probabilities, dtype=np.float32)
@@ -99,13 +104,13 @@ class KnownGalaxies:
         UserError
             if `new_x` is not finite or of another width
         """
-        if new_x.shape[1] != self._x.shape[1]:
+        if new_x.shape[1] != self._width:
             raise UserError(
                 f"representation: the new galaxies have {new_x.shape[1]} dimensions, and the known ones "
-                f"{self._x.shape[1]}. Embed them with the checkpoint that the known ones were embedded with."
+                f"{self._width}. Embed them with the checkpoint that the known ones were embedded with."
             )
         _check_finite(new_x)
-        new_x = np.ascontiguousarray(new_x, dtype=np.float32)
+        new_x = np.ascontiguousarray(self._whiten(new_x), dtype=np.float32)
         found = np.asarray(self._search(new_x), dtype=np.int32)
         apart = distances_to(new_x, self._x, found)
         order = np.argsort(apart, axis=1, kind="stable")

@@ -69,8 +69,10 @@ def repeat_search(search: Pipeline, trust: TrustSettings, announce: Announce = l
 def shrunk(tree: TreeSettings, share: float) -> TreeSettings:
     """Settings under which a class of a sample is as dense and as large as the whole class under the given ones."""
     smallest = max(2, round(share * tree.min_cluster_size))
-    # Of 0 galaxies would be no limit at all.
-    largest = max(smallest, round(share * tree.max_cluster_size)) if tree.max_cluster_size else 0
+    largest = tree.max_cluster_size
+    if largest >= 1:
+        # Of 0 galaxies would be no limit at all.
+        largest = max(smallest, round(share * largest))
     least = max(1, round(share * tree.min_samples))
     return tree.model_copy(update={"min_samples": least, "min_cluster_size": smallest, "max_cluster_size": largest})
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from rarezoo.cli import UserError
-from rarezoo.clustering.neighbours import NeighbourGraph
+from rarezoo.clustering.neighbours import NeighbourGraph, check_representation
 from rarezoo.clustering.pipeline import Announce, Pipeline, graph_of
-from rarezoo.clustering.select import Selection, VotedGalaxies, select
+from rarezoo.clustering.select import Selection, VotedGalaxies, check_galaxies, select
 from rarezoo.clustering.settings import SearchSettings
 from rarezoo.clustering.stages import Stage, StageStore
 from rarezoo.clustering.tree import ClassTree
+from rarezoo.clustering.whitening import whitening_of
 
 
 class RowSource(Protocol):
@@ -34,6 +36,10 @@ class EmbeddedGalaxies(VotedGalaxies, Protocol):
         """(N, D)."""
         ...
 
+    def to_pandas(self, rows: NDArray[np.int64], /) -> pd.DataFrame:
+        """Who some of them are: id_str, and whatever else is known of them."""
+        ...
+
 
 @dataclass(frozen=True)
 class ClassSearch:
@@ -42,8 +48,10 @@ class ClassSearch:
     Attributes
     ----------
     selection : which rows of the embedding were searched
-    pipeline : their representation, and the stages that were computed from it
-    graph : neighbours in the representation
+    catalog : (M rows) id_str, and whatever else the embedding says of them
+    representation : (M, D), as it was embedded
+    pipeline : the same, whitened where the settings ask for it, and the stages that were computed from it
+    graph : neighbours in that
     recall : share of the true neighbours that the graph holds, measured on 1,000 galaxies; 1 for the exact search
     layout : (M, n_components), what was clustered; None where that was the neighbour graph
     view : (M, 2), for the eye
@@ -52,6 +60,8 @@ class ClassSearch:
     """
 
     selection: Selection
+    catalog: pd.DataFrame
+    representation: NDArray[np.float32]
     pipeline: Pipeline
     graph: NeighbourGraph
     recall: float
@@ -95,7 +105,8 @@ def search_classes(
     Raises
     ------
     UserError
-        if nothing is left to search, or the settings ask for more galaxies than there are
+        if nothing is left to search, two galaxies have one id, a representation is not finite, or the settings ask for
+        more galaxies than there are
     """
     announce("selection")
     selection = select(galaxies, settings.selection.cuts)
@@ -105,7 +116,10 @@ def search_classes(
             "representation: the embeddings hold votes alone. Convert them together with a file of features: "
             "python -m rarezoo.embeddings.convert FEATURES TARGET --predictions VOTES --schema NAME."
         )
-    pipeline = Pipeline.of(x, settings, store)
+    catalog = galaxies.to_pandas(selection.rows)
+    check_galaxies(catalog["id_str"].to_numpy(object), x, selection.rows)
+    check_representation(x)
+    pipeline = Pipeline.of(whitening_of(x, settings.neighbours.whitening)(x), settings, store)
     announce("neighbours")
     stages = {"neighbours": pipeline.neighbours}
     if settings.layout.method == "umap":
@@ -119,6 +133,8 @@ def search_classes(
     stages["tree"] = pipeline.tree
     return ClassSearch(
         selection=selection,
+        catalog=catalog,
+        representation=x,
         pipeline=pipeline,
         graph=graph_of(stages["neighbours"]),
         recall=float(stages["neighbours"].arrays["recall"]),

@@ -86,6 +86,37 @@ def select(galaxies: VotedGalaxies, cuts: Mapping[str, Cut]) -> Selection:
     return Selection(rows, table)
 
 
+def check_galaxies(ids: NDArray[np.object_], x: NDArray[np.floating], rows: NDArray[np.integer]) -> None:
+    """Refuse galaxies that share an id, by which decisions and tables know them, and such as have no finite place.
+
+    Parameters
+    ----------
+    ids : (M,) id_str
+    x : (M, D) representation
+    rows : (M,) rows of the embedding
+
+    Raises
+    ------
+    UserError
+        naming the first of them by id and row
+    """
+    index = pd.Index(ids, dtype=object)
+    again = np.flatnonzero(index.duplicated())
+    if len(again):
+        first, second = rows[np.flatnonzero(index == ids[again[0]])[:2]]
+        raise UserError(
+            f"id_str: '{ids[again[0]]}' is the id of row {first} and of row {second} of the embeddings ({len(again)} "
+            f"of {len(ids)} selected galaxies have the id of another). Give each one of its own, and embed again."
+        )
+    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
+    if len(bad):
+        raise UserError(
+            f"representation: {len(bad)} of {len(x)} selected galaxies hold values that are not finite (first: "
+            f"'{ids[bad[0]]}', row {rows[bad[0]]} of the embeddings). The model diverged or ran at too low a "
+            "precision: embed again in full precision, or train again."
+        )
+
+
 def _steps(cuts: Mapping[str, Cut], answers: Sequence[str], left: Sequence[int], n_rows: int) -> pd.DataFrame:
     counts = [n_rows, *left]
     return pd.DataFrame(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -50,11 +50,17 @@ class SelectionSettings(_Settings):
 
 
 class NeighbourSettings(_Settings):
-    """How neighbours are found, and how many: one graph serves every layout.n_neighbors up to its width."""
+    """How neighbours are found, and how many: one graph serves every layout.n_neighbors up to its width.
+
+    Attributes
+    ----------
+    whitening : power of its standard deviation that each principal component is divided by first; see `Whitening`
+    """
 
     method: Literal["auto", "exact", "ivf", "pynndescent", "cuml"] = "auto"
     exact_below: int = Field(default=50_000, ge=0)
     width: int = Field(default=100, ge=2, le=1000)
+    whitening: float = Field(default=0.0, ge=0, le=1)
 
 
 class LayoutSettings(_Settings):
@@ -71,7 +77,12 @@ class LayoutSettings(_Settings):
 
 
 class TreeSettings(_Settings):
-    """HDBSCAN, as Walmsley & Scaife 2023, Sec. 3 set it."""
+    """HDBSCAN, as Walmsley & Scaife 2023, Sec. 3 set it.
+
+    Attributes
+    ----------
+    max_cluster_size : galaxies, or below 1 their share of all that are searched; 0 sets no limit
+    """
 
     engine: Literal["fast_hdbscan", "hdbscan"] = "fast_hdbscan"
     min_samples: int = Field(default=300, ge=1)
@@ -80,18 +91,24 @@ class TreeSettings(_Settings):
     epsilon: float = Field(default=0.0, ge=0)
     min_lambda: float = Field(default=0.0, ge=0)
     min_persistence: float = Field(default=0.0, ge=0, le=1)
-    max_cluster_size: int = Field(default=0, ge=0)
+    max_cluster_size: Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = 0
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> TreeSettings:
         if self.max_cluster_size and self.method == "leaf":
             raise ValueError("max_cluster_size has no effect with method=leaf: leave it at 0, or choose method=eom")
-        if 0 < self.max_cluster_size < self.min_cluster_size:
+        if 1 <= self.max_cluster_size < self.min_cluster_size:
             raise ValueError(
                 f"max_cluster_size={self.max_cluster_size} is below min_cluster_size={self.min_cluster_size}: "
                 "raise it, or set 0 for no limit"
             )
         return self
+
+    def most_in_a_class(self, n_rows: int) -> int:
+        """max_cluster_size among so many galaxies, as a number of them; 0 for no limit."""
+        if isinstance(self.max_cluster_size, int):
+            return self.max_cluster_size
+        return max(self.min_cluster_size, round(self.max_cluster_size * n_rows))
 
 
 class TrustSettings(_Settings):

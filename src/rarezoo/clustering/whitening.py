@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -45,26 +46,21 @@ class Whitening:
         spread, components = np.sqrt(np.maximum(variances, 0.0))[::-1], components[:, ::-1]
         kept = spread > _LEAST_SPREAD * spread[0]
         scale = spread[kept] ** -power
-        scale *= np.sqrt((spread[kept] ** 2).sum() / ((spread[kept] * scale) ** 2).sum())
+        scale = scale * np.sqrt((spread[kept] ** 2).sum() / ((spread[kept] * scale) ** 2).sum())
         axes = np.ascontiguousarray(components[:, kept] * scale, dtype=np.float32)
         return cls(x.mean(axis=0, dtype=np.float64).astype(np.float32), axes)
 
-    def __call__(self, x: NDArray[np.floating]) -> NDArray[np.float32]:
+    def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """(M, R) of galaxies (M, D) of the same network."""
-        mapped: NDArray[np.float32] = (np.asarray(x, dtype=np.float32) - self.mean) @ self.axes
-        return mapped
+        return np.matmul(x - self.mean, self.axes, dtype=np.float32)
 
 
-def whitened(x: NDArray[np.float32], power: float) -> NDArray[np.float32]:
-    """Whiten galaxies by their own spread.
+def whitening_of(x: NDArray[np.float32], power: float) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Map that whitens galaxies of one network by the spread of some of them; for power 0, what changes nothing.
 
     Parameters
     ----------
     x : (N, D), finite, not all the same
-    power : 0 to 1, of the standard deviation that each principal component is divided by; 0 gives `x` itself
-
-    Returns
-    -------
-    (N, R), R at most D
+    power : 0 to 1, of the standard deviation that each principal component is divided by
     """
-    return Whitening.of(x, power)(x) if power else x
+    return Whitening.of(x, power) if power else lambda galaxies: galaxies

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torchmetrics import MeanMetric
 
 from rarezoo.cli import UserError
 from rarezoo.data.biased.datamodule import BiasedBatch, BiasedDataModule
+from rarezoo.data.biased.prepare import prepare_biased
 from rarezoo.models.biased_settings import BiasedSettings
 from rarezoo.models.classifier import KEY, Classifier, ClassifierSpec, classifier_header, load_classifier
 from rarezoo.models.fitting import fit
@@ -143,6 +145,25 @@ class BiasedTraining(LightningModule):
         accuracies = self.accuracies[split]
         assert isinstance(accuracies, Accuracies)
         return accuracies
+
+
+class BiasedTask:
+    """Training on a biased data set, from its images to accuracies; as `VoteTask`."""
+
+    def __init__(self, settings: BiasedSettings, folder: Path, ranks: Ranks) -> None:
+        self._settings, self._folder, self._ranks = settings, folder, ranks
+        found = ranks.leader_first(lambda: prepare_biased(settings.bias))
+        self._data = BiasedDataModule(found, settings.classifier.batch_size, settings.seed)
+        self.inputs = {"bias": found.sha256}
+
+    def callbacks(self) -> list[Callback]:
+        """As `biased_callbacks`."""
+        return biased_callbacks(self._folder, self._settings)
+
+    def start(self, resume: bool) -> Callable[[Trainer], dict[str, Any]]:
+        """Build the network, and give what trains and tests it, as `fit_biased`."""
+        training = make_biased_training(self._settings, self._data)
+        return lambda trainer: fit_biased(trainer, training, self._data, self._folder, resume, self._ranks)
 
 
 def make_biased_training(settings: BiasedSettings, data: BiasedDataModule) -> BiasedTraining:

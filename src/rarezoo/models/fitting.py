@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from lightning import LightningDataModule, LightningModule, Trainer
@@ -13,15 +14,55 @@ from lightning.pytorch.tuner.tuning import Tuner
 
 from rarezoo.cli import UserError, console
 from rarezoo.data.datamodule import GalaxyDataModule
+from rarezoo.data.prepare import make_datamodule, prepare_catalog
 from rarezoo.models.checkpoints import load_vote_model
 from rarezoo.models.keeping import MONITOR, BestCheckpoint, LastCheckpoint, PatientStopping, WholeFiles, newest_whole
 from rarezoo.models.progress import progress_callback
-from rarezoo.models.settings import OptimSettings
-from rarezoo.models.training import VoteTraining
+from rarezoo.models.settings import OptimSettings, TrainSettings
+from rarezoo.models.training import VoteTraining, make_training
 from rarezoo.provenance import written_beside
 from rarezoo.ranks import Ranks
+from rarezoo.votes.schema import resolve_schema
 
 _MOST_IN_A_BATCH = 8192
+
+
+class VoteTask:
+    """Training on volunteers' votes, from catalog to scores.
+
+    Parameters
+    ----------
+    settings : all that decides it
+    folder : of the run
+    ranks : the processes that train together
+
+    Attributes
+    ----------
+    inputs : what the result is made from, name -> content hash
+    """
+
+    def __init__(self, settings: TrainSettings, folder: Path, ranks: Ranks) -> None:
+        self._settings, self._folder, self._ranks = settings, folder, ranks
+        self._schema = schema = resolve_schema(settings.tree)
+        catalog = ranks.leader_first(lambda: prepare_catalog(settings.data, schema.label_cols, schema.to_tree()))
+        self._data = make_datamodule(settings.data, catalog, settings.seed)
+        self.inputs = {"catalog": catalog.sha256, **settings.backbone.weights_sha256()}
+
+    def callbacks(self) -> list[Callback]:
+        """As `training_callbacks`."""
+        return training_callbacks(self._folder, self._settings.optim, self._settings.save_every_minutes)
+
+    def start(self, resume: bool) -> Callable[[Trainer], dict[str, float]]:
+        """Build the network, and give what trains it, as `fit`, and scores it, as `evaluate`."""
+        training = make_training(self._settings, self._schema, self._data)
+
+        def train(trainer: Trainer) -> dict[str, float]:
+            if self._settings.optim.find_batch_size and not resume:
+                find_batch_size(trainer, training, self._data)
+            best = fit(trainer, training, self._data, self._folder, resume, self._ranks)
+            return evaluate(trainer, training, self._data, best)
+
+        return train
 
 
 def training_callbacks(folder: Path, optim: OptimSettings, save_every_minutes: float) -> list[Callback]:

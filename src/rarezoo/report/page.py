@@ -15,12 +15,10 @@ import pandas as pd
 
 from rarezoo.provenance import flat, written_beside
 from rarezoo.report.cards import FIGURES, NOTHING, class_cards, records
-from rarezoo.report.figures import class_map, to_png
 from rarezoo.report.html import FOLDER, page_environment, script_hash
 from rarezoo.report.map_data import data_uri, map_data
 from rarezoo.report.montage import GAP, ClassMontage
 
-_PRINT_DPI = 110
 _SCRIPTS = ("map.js", "page.js")
 
 
@@ -39,6 +37,7 @@ class Report:
     galaxies : one row a galaxy that passed the cuts: id_str, file_loc (a path that can be opened, '' for no image),
         cluster (-1 = none), probability, x, y and optionally ra, dec (degrees)
     montages : as from `class_montages`
+    map_png : `class_map`, for paper and where no script runs
     recovery : comparison with planted classes, one row each: class_name, members, selected, cluster, f1, purity,
         completeness; None where the truth is not known
     settings, provenance : JSON-like, shown as they are
@@ -56,6 +55,7 @@ class Report:
     classes: pd.DataFrame
     galaxies: pd.DataFrame
     montages: Mapping[int, ClassMontage]
+    map_png: bytes
     recovery: pd.DataFrame | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +103,7 @@ def render(report: Report, folder: Path | None = None) -> str:
         script=script,
         script_hash=script_hash(script),
         data=data,
-        static_map=data_uri(to_png(class_map(report.galaxies, report.classes), _PRINT_DPI), "image/png"),
+        static_map=data_uri(report.map_png, "image/png"),
         groups=groups,
         any_group=any(group.number is not None for group in groups),
         figures=[figure for figure in FIGURES if figure.column in report.classes],

@@ -18,6 +18,8 @@ from rarezoo.provenance import flat
 # Divisible by 3, so that pieces of base64 can be put one after another.
 _ROWS_AT_ONCE = 30_000
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+# Bytes of mere padding that a column of text may have where its fields are all as wide as the longest value.
+MOST_PADDING = 10**9
 _VOTABLE_TYPES = {"f4": "float", "f8": "double", "i2": "short", "i4": "int", "i8": "long", "b1": "boolean"}
 
 
@@ -42,6 +44,13 @@ class Column:
     def is_text(self) -> bool:
         """Whether the values are text."""
         return self.values.dtype.kind == "O"
+
+    def padding(self) -> int:
+        """Bytes by which fields as wide as the longest text, as FITS has it, exceed the texts; 0 for other values."""
+        if not self.is_text:
+            return 0
+        lengths = np.fromiter((len(_ascii(text)) for text in self.values), np.int64, len(self.values))
+        return int(len(lengths) * lengths.max(initial=0) - lengths.sum())
 
 
 def write_fits(path: Path, name: str, columns: Sequence[Column], made_from: Mapping[str, Any]) -> None:

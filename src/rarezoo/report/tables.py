@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
 from rarezoo.provenance import canonical_json, written_beside
-from rarezoo.report.table_formats import Column, write_fits, write_votable
+from rarezoo.report.table_formats import MOST_PADDING, Column, write_fits, write_votable
+
+log = logging.getLogger(__name__)
 
 
 class About(NamedTuple):
@@ -88,6 +91,9 @@ def write_tables(
     in CSV, and NaN or TNULL in FITS, which has no missing text: there it is empty. Truth values are 1 and 0 in FITS
     where some are missing, and its text is ASCII: other characters are written as Python escapes them.
 
+    In FITS and VOTable all fields of a column are as wide as its longest text. A column that would so come to more than
+    a gigabyte of padding is left out of both, and named in the log and, as `left_out`, in HISTORY and INFO.
+
     Parameters
     ----------
     folder : for the files
@@ -109,27 +115,42 @@ def write_tables(
     with ExitStack() as together:
         for name, frame, about in (("galaxies", galaxies, _GALAXIES), ("classes", classes, _CLASSES)):
             table = _described(pa.Table.from_pandas(frame, preserve_index=False), about)
-            flat = _without_lists(table)
+            content = _Content.of(name, table, made_from)
             for suffix, write in _WRITERS.items():
                 path = folder / f"{name}{suffix}"
                 # A file takes its name when the block is left, which is after all are written.
                 temporary = together.enter_context(written_beside(path))
-                write(temporary, _Content(name, table, flat, made_from))
+                write(temporary, content)
                 paths[path.name] = path
     return paths
 
 
 @dataclass(frozen=True)
 class _Content:
-    """A table with its name; `flat` is the same without lists, for formats that have none."""
+    """A table with its name; `flat` is the same without lists, `columns` those that fields of one width can hold."""
 
     name: str
     table: pa.Table
     flat: pa.Table
+    columns: list[Column]
     made_from: Mapping[str, Any]
 
-    def columns(self) -> list[Column]:
-        return [_column(field, self.flat[field.name].combine_chunks()) for field in self.flat.schema]
+    @classmethod
+    def of(cls, name: str, table: pa.Table, made_from: Mapping[str, Any]) -> _Content:
+        flat = _without_lists(table)
+        columns = [_column(field, flat[field.name].combine_chunks()) for field in flat.schema]
+        too_wide = [column.name for column in columns if column.padding() > MOST_PADDING]
+        for column in too_wide:
+            log.warning(
+                f"{name}: column '{column}' is left out of FITS and VOTable, whose fields would all be as wide as its "
+                f"longest text, with more than {MOST_PADDING / 1e9:g} GB of padding. Parquet and CSV have it."
+            )
+        return cls(name, table, flat, [column for column in columns if column.name not in too_wide], made_from)
+
+    def noted(self) -> dict[str, Any]:
+        """What the table was made from, and which of its columns the file lacks."""
+        left_out = sorted(set(self.flat.column_names) - {column.name for column in self.columns})
+        return {**self.made_from, **({"left_out": ", ".join(left_out)} if left_out else {})}
 
 
 def _write_parquet(path: Path, content: _Content) -> None:
@@ -140,8 +161,8 @@ def _write_parquet(path: Path, content: _Content) -> None:
 _WRITERS: dict[str, Callable[[Path, _Content], None]] = {
     ".parquet": _write_parquet,
     ".csv": lambda path, content: csv.write_csv(content.flat, path),
-    ".fits": lambda path, content: write_fits(path, content.name, content.columns(), content.made_from),
-    ".vot": lambda path, content: write_votable(path, content.name, content.columns(), content.made_from),
+    ".fits": lambda path, content: write_fits(path, content.name, content.columns, content.noted()),
+    ".vot": lambda path, content: write_votable(path, content.name, content.columns, content.noted()),
 }
 
 

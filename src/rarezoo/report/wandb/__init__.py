@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import netrc
 import os
 import re
@@ -13,17 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
-import numpy as np
 import yaml
 from numpy.typing import NDArray
-from PIL import Image
 
 from rarezoo.cli import console
 from rarezoo.provenance import SWEEP_MARK, fingerprint, flat, git_commit, sweep_of
+from rarezoo.report.wandb.media import as_histogram, as_image, as_table, with_montages
 
 if TYPE_CHECKING:
     import pandas as pd
-    from lightning.pytorch.loggers import Logger, WandbLogger
+    from lightning.pytorch.loggers import Logger
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -65,18 +62,15 @@ class TrackedRun:
 
     def log_images(self, images: Mapping[str, Path | bytes]) -> None:
         """Log image files, or encoded images such as PNG bytes, under their names."""
-        if self._run is not None:
-            self._safely(lambda run: run.log({name: _image(image) for name, image in images.items()}))
+        self._safely(lambda run: run.log({name: as_image(image) for name, image in images.items()}))
 
     def log_histograms(self, histograms: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]) -> None:
         """Log histograms that were counted already: name -> counts (n,) and edges of the bins (n + 1,)."""
-        if self._run is not None:
-            self._safely(lambda run: run.log({name: _histogram(*each) for name, each in histograms.items()}))
+        self._safely(lambda run: run.log({name: as_histogram(*each) for name, each in histograms.items()}))
 
     def log_table(self, name: str, table: pd.DataFrame) -> None:
         """Log a table. Columns of mixed type are allowed; an index is not kept."""
-        if self._run is not None:
-            self._safely(lambda run: run.log({name: _table(table)}))
+        self._safely(lambda run: run.log({name: as_table(table)}))
 
     def log_class_table(self, classes: pd.DataFrame, montages: Mapping[int, Path]) -> None:
         """Log the table of classes with the montage of each as an image; lists and mappings become JSON text.
@@ -86,12 +80,11 @@ class TrackedRun:
         classes : one row a class, with its number as `cluster`
         montages : class -> image file; a class may have none
         """
-        if self._run is not None:
-            self._safely(lambda run: run.log({"classes": _table(_with_montages(classes, montages))}))
+        self._safely(lambda run: run.log({"classes": as_table(with_montages(classes, montages))}))
 
     def log_model(self, path: Path, name: str) -> None:
         """Keep a file as a model artifact of that name, where the run was asked to (`logger.log_model`)."""
-        if self._log_model and self._run is not None:
+        if self._log_model:
             self._safely(lambda run: run.log_artifact(str(path), _ARTIFACT_FORBIDS.sub("-", name), type="model"))
 
     def summary(self, values: Mapping[str, object]) -> None:
@@ -170,26 +163,19 @@ def tracked_run(
 
 
 def lightning_loggers(run: TrackedRun, folder: Path) -> list[Logger]:
-    """Loggers for Lightning's metrics: `folder`/metrics/version_*/metrics.csv, and the same run where it is tracked."""
-    from lightning.pytorch.loggers import CSVLogger
+    """Loggers for Lightning's metrics: `folder`/metrics/version_*/metrics.csv, and the same run where it is tracked.
 
-    wandb_logger = lightning_logger(run)
-    return [*([CSVLogger(folder, "metrics")] if run.csv else []), *([wandb_logger] if wandb_logger else [])]
-
-
-def lightning_logger(run: TrackedRun) -> WandbLogger | None:
-    """Lightning logger that writes to the same run; None where tracking is disabled.
-
-    Its metrics are shown against Lightning's `trainer/global_step`.
+    In the run they are shown against Lightning's `trainer/global_step`.
     """
-    wandb_run = run._run
-    if wandb_run is None:
-        return None
-    from lightning.pytorch.loggers import WandbLogger
+    from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-    wandb_run.define_metric("trainer/global_step")
-    wandb_run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(experiment=wandb_run, save_dir=wandb_run.settings.root_dir, log_model=False)
+    loggers: list[Logger] = [CSVLogger(folder, "metrics")] if run.csv else []
+    wandb_run = run._run
+    if wandb_run is not None:
+        wandb_run.define_metric("trainer/global_step")
+        wandb_run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        loggers.append(WandbLogger(experiment=wandb_run, save_dir=wandb_run.settings.root_dir, log_model=False))
+    return loggers
 
 
 def resolve_mode(mode: Mode) -> Mode:
@@ -268,40 +254,6 @@ def _has_api_key() -> bool:
     except (OSError, netrc.NetrcParseError):
         return False
     return any(entries[host][2] for host in hosts & entries.keys())
-
-
-def _image(image: Path | bytes) -> Any:
-    import wandb
-
-    return wandb.Image(Image.open(io.BytesIO(image)) if isinstance(image, bytes) else str(image))
-
-
-def _histogram(counts: NDArray[Any], edges: NDArray[Any]) -> Any:
-    import wandb
-
-    return wandb.Histogram(np_histogram=(counts, edges))
-
-
-def _table(table: pd.DataFrame) -> Any:
-    import wandb
-
-    plain = table.astype(object).where(table.notna(), None)
-    return wandb.Table(dataframe=plain.rename(columns=str), allow_mixed_types=True)
-
-
-def _with_montages(classes: pd.DataFrame, montages: Mapping[int, Path]) -> pd.DataFrame:
-    table = classes.map(_as_cell).astype(object)
-    table.insert(1, "montage", [_image(montages[n]) if n in montages else None for n in classes["cluster"]])
-    return table
-
-
-def _as_cell(value: Any) -> Any:
-    nested = value.tolist() if isinstance(value, np.ndarray) else value
-    return (
-        json.dumps(nested, default=lambda number: number.item())
-        if isinstance(nested, list | tuple | Mapping)
-        else value
-    )
 
 
 def _job_name(folder: Path) -> str:
