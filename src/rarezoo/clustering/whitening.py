@@ -52,7 +52,8 @@ class Whitening:
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """(M, R) of galaxies (M, D) of the same network."""
-        return np.matmul(x - self.mean, self.axes, dtype=np.float32)
+        mapped: NDArray[np.float32] = np.matmul(x - self.mean, self.axes, dtype=np.float32)
+        return mapped
 
 
 def whitening_of(x: NDArray[np.float32], power: float) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
