@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
+from offline_runs import read_offline_run
 from omegaconf import OmegaConf
 from small_scripts import REPO, run_in_turn
 from small_scripts import SURVEY as FINISHED_SURVEY
@@ -109,7 +110,8 @@ def test_where_files_lie_and_what_computes_decides_nothing(composed):
 
 @pytest.mark.script
 def test_runs_leave_what_they_say_and_are_not_repeated(tmp_path):
-    timm_pair = (tmp_path, "similarity.py", *SURVEY, *QUICK, *TIMM, *SOME, "name=pair")
+    tracked = ("logger=wandb", "logger.mode=offline")
+    timm_pair = (tmp_path, "similarity.py", *SURVEY, *QUICK, *TIMM, *SOME, *tracked, "name=pair")
     ends = run_in_turn([timm_pair, timm_pair, (*timm_pair, "seed=1"), (*timm_pair, "similarity.b=resnet81", "name=no")])
     assert [status for status, _ in ends] == [0, 0, 2, 2], ends
     first, again, other, wrong = (said for _, said in ends)
@@ -127,6 +129,23 @@ def test_runs_leave_what_they_say_and_are_not_repeated(tmp_path):
     assert "seed: 0 there, 1 now" in other
     assert "similarity.b: timm has no 'resnet81'" in wrong
     assert "Traceback" not in "".join(said for _, said in ends)
+    with np.load(folder / "cka.npz") as file:
+        is_tracked(folder, file["cka"].mean(0), file["layers_b"].tolist())
+
+
+def is_tracked(folder, cka, layers_b):
+    """Weights & Biases has what the folder has: the figure, the most similar layers, the settings as flat keys."""
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    tracked = read_offline_run(path)
+    assert (tracked.group, tracked.job_type, tracked.exit_code) == ("pair", "similarity", 0)
+    assert tracked.config["similarity.a"] == "test_resnet"
+    assert tracked.summary["n_images"] == 60
+    pairs = tracked.table("most_similar")
+    assert [pair["layer_a"] for pair in pairs] == ["layer1", "layer2", "layer3", "layer4"]
+    assert [pair["layer_b"] for pair in pairs] == [layers_b[column] for column in cka.argmax(1)]
+    np.testing.assert_allclose([pair["cka"] for pair in pairs], cka.max(1), rtol=1e-6)
+    (picture,) = {row["cka.path"] for row in tracked.history if "cka.path" in row}
+    assert (path.parent / "files" / picture).read_bytes() == (folder / "cka.png").read_bytes()
 
 
 @pytest.mark.script
