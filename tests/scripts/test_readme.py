@@ -110,7 +110,7 @@ def test_documented_ways_to_read_embeddings_work(finished, code):
 def test_documented_ways_to_read_a_search_work(finished, code):
     names = {}
     exec(code.replace("outputs/mine", str(finished[0] / "outputs/whole")), names)
-    assert len(names["galaxies"] if "galaxies" in names else names["ids"]) == 260
+    assert len(names["galaxies"] if "galaxies" in names else names["search"].catalog) == 260
 
 
 @pytest.mark.parametrize("table", ["galaxies", "classes", "columns"])
