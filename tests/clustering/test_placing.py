@@ -17,6 +17,7 @@ from rarezoo.clustering import place
 from rarezoo.clustering.layout import fuzzy_graph, initial_layout, umap_layout
 from rarezoo.clustering.neighbours import find_neighbours
 from rarezoo.clustering.placing import KnownGalaxies
+from rarezoo.clustering.whitening import whitening_of
 
 TEXT = h5py.string_dtype("utf-8")
 TREE = {"shape": {"answers": ["smooth", "featured"]}}
@@ -278,3 +279,12 @@ def test_a_full_disk_leaves_no_file_and_is_told(run, monkeypatch):
         place.place_file(*run)
     assert not run[3].exists()
     assert not list(run[3].parent.glob(".*.part*"))
+
+
+def test_new_galaxies_are_placed_by_their_neighbours_among_the_whitened(planted, together, held_out):
+    whiten = whitening_of(planted.x[~held_out], 0.75)
+    ours = _known(planted, together, ~held_out, whitening=0.75).place(planted.x[held_out])
+    by_hand = KnownGalaxies(whiten(planted.x[~held_out]), *(each[~held_out] for each in together), n_neighbors=K)
+    theirs = by_hand.place(whiten(planted.x[held_out]))
+    for name in ("labels", "probabilities", "layout", "nearest"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from scipy.spatial.distance import cdist
 
 from rarezoo.cli import UserError
 from rarezoo.clustering import pipeline as pipeline_module
@@ -11,6 +12,7 @@ from rarezoo.clustering.scores import recovery, summary
 from rarezoo.clustering.search import search_classes
 from rarezoo.clustering.settings import SearchSettings
 from rarezoo.clustering.stages import StageStore
+from rarezoo.clustering.whitening import whitening_of
 
 CUTS = {"artifact": {"answer": "smooth-or-featured*_artifact", "below": 0.4}}
 
@@ -246,3 +248,21 @@ def test_defaults_are_the_papers():
     settings = SearchSettings()
     assert (settings.layout.n_neighbors, settings.layout.n_components) == (50, 5)
     assert (settings.tree.min_samples, settings.tree.min_cluster_size, settings.tree.method) == (300, 10, "leaf")
+
+
+def test_search_is_of_the_whitened_galaxies_and_keeps_them_as_they_were_embedded(planted, store, found):
+    again = _search(planted, store, neighbours={"whitening": 0.75})
+    assert computed(planted, store, neighbours={"whitening": 0.75}) == set()
+    np.testing.assert_array_equal(again.representation, found.representation)
+    expected = whitening_of(found.representation, 0.75)(found.representation)
+    np.testing.assert_array_equal(again.pipeline.x, expected)
+    nearest = cdist(expected[:20], expected).argsort(1, kind="stable")[:, 1:6]
+    assert (again.graph.indices[:20, 1:6] == nearest).mean() > 0.99
+
+
+def test_largest_size_below_one_is_a_share_of_those_searched(planted, store, found):
+    n_rows = len(found.selection.rows)
+    as_share = _search(planted, store, tree={"max_cluster_size": 0.2})
+    as_number = _search(planted, store, tree={"max_cluster_size": round(0.2 * n_rows)})
+    np.testing.assert_array_equal(as_share.tree.labels, as_number.tree.labels)
+    assert as_share.tree.sizes().max() <= 0.2 * n_rows < found.tree.sizes().max()
