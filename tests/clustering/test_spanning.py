@@ -73,11 +73,11 @@ def test_graph_of_all_neighbours_has_the_tree_of_the_points(seed, n_rows, n_copi
     np.testing.assert_allclose(_joined_at(tree), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_engines_give_the_same_tree():
-    x = _cloud(0, 2000, 0)
+def test_engines_join_the_same_rows_at_the_same_distances():
+    x = _cloud(0, 700, 0)
     fast, slow = (spanning_tree(x, 10, engine) for engine in ENGINES)
-    np.testing.assert_array_equal(fast.rows, slow.rows)
     np.testing.assert_allclose(fast.distances, slow.distances, rtol=1e-6)
+    np.testing.assert_allclose(_joined_at(fast), _joined_at(slow), rtol=1e-6)
 
 
 def test_tree_does_not_depend_on_the_number_of_threads():
@@ -122,14 +122,16 @@ def test_rows_at_one_place_join_at_zero_distance(engine):
 @pytest.mark.parametrize("n_rows", [2, 3, 500])
 def test_a_constant_layout_is_one_group_at_zero_distance(engine, n_rows):
     tree = spanning_tree(np.full((n_rows, 3), 7.0), 1, engine)
-    np.testing.assert_array_equal(tree.rows, np.column_stack([np.zeros(n_rows - 1), np.arange(1, n_rows)]))
+    if engine == "fast_hdbscan":
+        np.testing.assert_array_equal(tree.rows, np.column_stack([np.zeros(n_rows - 1), np.arange(1, n_rows)]))
+    np.testing.assert_array_equal(_joined_at(tree), np.zeros(n_rows * (n_rows - 1) // 2))
     np.testing.assert_array_equal(tree.distances, np.zeros(n_rows - 1))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_two_rows_join_at_their_distance(engine):
     tree = spanning_tree(np.array([[0.0, 0.0], [3.0, 4.0]]), 1, engine)
-    assert (tree.rows.tolist(), tree.distances.tolist()) == ([[0, 1]], [5.0])
+    assert (np.sort(tree.rows).tolist(), tree.distances.tolist()) == ([[0, 1]], [5.0])
 
 
 def test_tree_is_exact_in_more_columns_than_fast_hdbscan_takes_exactly():

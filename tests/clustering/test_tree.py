@@ -87,12 +87,18 @@ def test_on_hdbscans_linkage_all_is_as_hdbscan_has_it(cloud, min_samples):
             np.testing.assert_allclose(ours.persistence, np.sort(persistence)[::-1], atol=1e-6)
 
 
-def test_where_no_distances_are_equal_classes_are_those_of_a_fit_of_hdbscan(cloud):
-    """With min_samples=1 the mutual reachability distance is the distance, and there are no ties to break."""
-    spanning = spanning_tree(cloud, 1)
+@pytest.mark.parametrize(
+    ("engine", "min_samples"), [("fast_hdbscan", 1), ("hdbscan", 1), ("hdbscan", 5), ("hdbscan", 30)]
+)
+def test_classes_are_those_of_an_exact_fit_of_hdbscan(cloud, engine, min_samples):
+    """With min_samples=1 the mutual reachability distance is the distance, and there are no ties to break.
+
+    Where there are, the engine hdbscan breaks them as hdbscan does, which on shuffled rows disagrees with itself.
+    """
+    spanning = spanning_tree(cloud, min_samples, engine)
     for min_cluster_size, (method, largest), epsilon in _SETTINGS:
         theirs = HDBSCAN(
-            min_samples=1,
+            min_samples=min_samples,
             min_cluster_size=min_cluster_size,
             cluster_selection_method=method,
             max_cluster_size=largest,
@@ -152,17 +158,17 @@ def test_a_class_ends_where_enough_galaxies_for_a_class_leave_it_at_once(seed, n
 def test_leaves_are_those_of_the_definition(seed, n_rows, n_copies, whole, data):
     rng = np.random.default_rng(seed)
     x = rng.integers(0, 6, (n_rows, 2)) if whole else rng.normal(size=(n_rows, 2))
-    x = np.concatenate([x, x[rng.integers(0, n_rows, n_copies)]]).astype(np.float64)
+    x = np.concatenate([x, x[rng.integers(0, n_rows, n_copies)]]).astype(np.float32)
     min_samples = data.draw(st.integers(1, min(10, len(x) - 1)))
     min_cluster_size = data.draw(st.integers(2, min(12, len(x) - 1)))
-    apart = squareform(pdist(x))
+    apart = squareform(pdist(x)).astype(np.float32)
     core = np.sort(apart, axis=1)[:, min_samples]
     reach = np.maximum(apart, np.maximum(core[:, None], core)) * (1 - np.eye(len(x)))
     leaves = _leaves_by_definition(reach, np.arange(len(x)), min_cluster_size)
     expected = np.full(len(x), -1)
     for label, rows in enumerate(leaves if len(leaves) > 1 else []):
         expected[rows] = label
-    tree = class_tree(spanning_tree(x, min_samples, "hdbscan"), min_cluster_size)
+    tree = class_tree(spanning_tree(x, min_samples), min_cluster_size)
     np.testing.assert_array_equal(tree.labels < 0, expected < 0)
     assert adjusted_rand_score(expected, tree.labels) == 1.0
     assert np.isfinite(tree.probabilities).all()

@@ -23,18 +23,17 @@ _NEAREST = np.finfo(np.float64).tiny
 class SpanningTree:
     """At which mutual reachability distance groups of galaxies become one: N - 1 joins, the nearest first.
 
-    It holds the single linkage hierarchy, not the edges that a search happened upon. Mutual reachability distances are
-    core distances more often than not, so many edges are equally long, many spanning trees are equally short, and which
-    of them a search returns depends on its threads and on the order of the rows. What joins at which distance does not.
-
-    All that join at one distance do so at once, as in HDBSCAN's definition (Campello, Moulavi & Sander 2013, Alg. 1: in
-    case of ties, edges are removed simultaneously): the largest of them takes up the others, the smallest last. Thus
-    none of them is a class on the ground that it came first, and a galaxy that is equally far from two classes is in
-    neither.
+    Mutual reachability distances are core distances more often than not, so many edges are equally long, many spanning
+    trees are equally short, and which of them a search returns depends on its threads and on the order of the rows.
+    What joins at which distance does not, and that is what is kept: all that join at one distance do so at once, as in
+    HDBSCAN's definition (Campello, Moulavi & Sander 2013, Alg. 1: in case of ties, edges are removed simultaneously):
+    the largest of them takes up the others, the smallest last. Thus none of them is a class on the ground that it came
+    first, and a galaxy that is equally far from two classes is in neither. Only the engine hdbscan leaves ties in the
+    order that it happened upon.
 
     Attributes
     ----------
-    rows : (N - 1, 2) int32, the lowest row of each of two groups that become one
+    rows : (N - 1, 2) int32, a row of each of two groups that become one, the lowest where they join at once
     distances : (N - 1,) float64, ascending; infinity between parts of a neighbour graph that no edge joins
     """
 
@@ -69,8 +68,9 @@ def spanning_tree(
     min_samples : a galaxy's core distance is that to its min_samples-th neighbour, itself not counted. 300 in Walmsley
         & Scaife 2023, Sec. 3, for 632,000 galaxies; groups of fewer members hardly show.
     engine : fast_hdbscan computes in float32 on all of numba's threads, NUMBA_NUM_THREADS or else all cores, and gives
-        the same tree on any number; hdbscan computes in float64 and is slower, with as many processes as cores for the
-        core distances and one thread for the rest
+        the same tree on any number and for any order of the rows. hdbscan is for results like those of that package,
+        ties included: it computes in float64 and is slower, with as many processes as cores for the core distances and
+        one thread for the rest
 
     Raises
     ------
@@ -79,7 +79,8 @@ def spanning_tree(
     """
     check_tree_option("min_samples", min_samples, len(layout))
     edges = (_fast_edges if engine == "fast_hdbscan" else _hdbscan_edges)(layout, min_samples)
-    return _joined_at_once(edges[:, :2].astype(np.int32), np.asarray(edges[:, 2], dtype=np.float64))
+    rows, distances = edges[:, :2].astype(np.int32), np.asarray(edges[:, 2], dtype=np.float64)
+    return SpanningTree(rows, distances) if engine == "hdbscan" else _joined_at_once(rows, distances)
 
 
 def graph_spanning_tree(graph: NeighbourGraph, min_samples: int) -> SpanningTree:
