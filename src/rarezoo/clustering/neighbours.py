@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from rarezoo.cli import UserError
+from rarezoo.clustering.select import check_finite
 
 Method = Literal["exact", "ivf", "pynndescent", "cuml"]
 Searching = Literal["exact", "ivf", "cuml"]
@@ -156,13 +157,7 @@ def check_representation(x: NDArray[np.floating]) -> None:
     UserError
         naming the first row that is not finite, or the value that all rows have
     """
-    bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
-    if len(bad):
-        raise UserError(
-            f"representation: {len(bad)} of {len(x)} selected galaxies hold values that are not finite (first: row "
-            f"{bad[0]} of the selection). The model diverged or ran at too low a precision: embed again in full "
-            "precision, or train again."
-        )
+    check_finite(x, "selected")
     if len(x) > 1 and (x == x[0]).all():
         shown = ", ".join(f"{value:.4g}" for value in x[0, :3])
         raise UserError(

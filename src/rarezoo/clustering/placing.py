@@ -10,6 +10,7 @@ from scipy.sparse import coo_matrix
 
 from rarezoo.cli import UserError
 from rarezoo.clustering.neighbours import automatic_method, check_representation, distances_to, prepared_search
+from rarezoo.clustering.select import check_finite
 from rarezoo.clustering.whitening import whitening_of
 
 
@@ -109,7 +110,7 @@ class KnownGalaxies:
                 f"representation: the new galaxies have {new_x.shape[1]} dimensions, and the known ones "
                 f"{self._width}. Embed them with the checkpoint that the known ones were embedded with."
             )
-        _check_finite(new_x)
+        check_finite(new_x, "new")
         new_x = np.ascontiguousarray(self._whiten(new_x), dtype=np.float32)
         found = np.asarray(self._search(new_x), dtype=np.int32)
         apart = distances_to(new_x, self._x, found)
@@ -131,15 +132,6 @@ class KnownGalaxies:
         agreeing = self._labels[indices] == labels[:, None]
         probabilities = (weights * self._probabilities[indices] * agreeing).sum(axis=1)
         return labels, np.where(labels < 0, 0, probabilities).astype(np.float32)
-
-
-def _check_finite(new_x: NDArray[np.floating]) -> None:
-    bad = np.flatnonzero(~np.isfinite(new_x).all(axis=1))
-    if len(bad):
-        raise UserError(
-            f"representation: {len(bad)} of {len(new_x)} new galaxies hold values that are not finite (first: row "
-            f"{bad[0]}). Embed them again in full precision."
-        )
 
 
 def _memberships(indices: NDArray[np.int32], distances: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -108,12 +108,31 @@ def check_galaxies(ids: NDArray[np.object_], x: NDArray[np.floating], rows: NDAr
             f"id_str: '{ids[again[0]]}' is the id of row {first} and of row {second} of the embeddings ({len(again)} "
             f"of {len(ids)} selected galaxies have the id of another). Give each one of its own, and embed again."
         )
+    check_finite(x, "selected", lambda row: f"'{ids[row]}', row {rows[row]} of the embeddings")
+
+
+def check_finite(
+    x: NDArray[np.floating], which: str, named: Callable[[int], str] = lambda row: f"row {row} of them"
+) -> None:
+    """Refuse galaxies with NaN or infinity in their representation.
+
+    Parameters
+    ----------
+    x : (M, D)
+    which : selected or new, for the message
+    named : row of `x` -> how the user knows it
+
+    Raises
+    ------
+    UserError
+        naming the first of them
+    """
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if len(bad):
         raise UserError(
-            f"representation: {len(bad)} of {len(x)} selected galaxies hold values that are not finite (first: "
-            f"'{ids[bad[0]]}', row {rows[bad[0]]} of the embeddings). The model diverged or ran at too low a "
-            "precision: embed again in full precision, or train again."
+            f"representation: {len(bad)} of {len(x)} {which} galaxies hold values that are not finite (first: "
+            f"{named(int(bad[0]))}). The model diverged or ran at too low a precision: embed again in full precision, "
+            "or train again."
         )
 
 

@@ -179,7 +179,8 @@ def _overlaps(labels: NDArray[np.integer], truth: Known, n_total_per_class: Mapp
     place = {name: column for column, name in enumerate(ordered)}
     moved = one_hot(np.array([place.get(name, -1) for name in names], dtype=np.int64), len(ordered))
     members = np.array([totals[name] for name in ordered], dtype=np.int64)
-    return _Overlaps(ordered, members, membership @ moved, *_shared(membership @ moved, labels))
+    membership = membership @ moved
+    return _Overlaps(ordered, members, membership, *_shared(membership, labels))
 
 
 def _shared(
