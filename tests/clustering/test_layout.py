@@ -17,6 +17,7 @@ from rarezoo.clustering.layout import (
     check_layout_size,
     fuzzy_graph,
     initial_layout,
+    resolve_epochs,
     resolve_init,
     start_components,
     umap_layout,
@@ -224,3 +225,11 @@ def test_too_many_neighbours_are_refused():
 def test_more_components_than_dimensions_are_refused_for_pca(blobs):
     with pytest.raises(UserError, match=r"layout\.n_components=17, but the representation has 16 dimensions"):
         initial_layout(blobs, _fuzzy(blobs), 17, "pca")
+
+
+@pytest.mark.parametrize(
+    ("given", "n_rows", "densmap", "expected"),
+    [(None, 19_999, False, None), (None, 20_000, False, 100), (None, 20_000, True, None), (7, 20_000, False, 7)],
+)
+def test_large_samples_have_fewer_epochs_unless_the_user_says_otherwise(given, n_rows, densmap, expected):
+    assert resolve_epochs(given, n_rows, densmap) == expected

@@ -109,6 +109,12 @@ def test_every_stage_of_a_sweep_is_computed_once_whatever_the_order(planted, tmp
     assert made["back"] == made["forth"]
 
 
+def test_of_a_large_sample_the_stages_record_that_epochs_were_fewer(planted, tmp_path, monkeypatch):
+    monkeypatch.setattr("rarezoo.clustering.layout.FEWER_EPOCHS_FROM", 100)
+    found = _search(planted, StageStore(tmp_path / "stages"), layout={"n_epochs": None})
+    assert [found.stages[name].info["parameters"]["n_epochs"] for name in ("layout", "view")] == [100, 100]
+
+
 def test_in_two_dimensions_the_view_is_the_layout(planted, store, found):
     flat = _search(planted, store, layout={"n_components": 2})
     assert flat.stages["view"].key == flat.stages["layout"].key == found.stages["view"].key

@@ -27,6 +27,9 @@ Init = Literal["auto", "spectral", "pca", "random"]
 # Eigenvectors of the graph take a quarter of the layout's own time from about here on, and at 632,000 galaxies did not
 # come at all. PCA takes seconds and, on planted groups of 20,000 and 50,000, leads to layouts searched as well.
 SPECTRAL_BELOW = 20_000
+# umap-learn has 200 epochs from 10,000 rows on. With half of them, classes of simulated surveys and planted groups were
+# found as well (docs/class_search_speed.md), and the layout is most of what a search of many galaxies takes.
+FEWER_EPOCHS_FROM, FEWER_EPOCHS = 20_000, 100
 # Walmsley & Scaife 2023 cluster in 5 dimensions, and 2 are shown: one start serves both.
 SHARED_COMPONENTS = 5
 
@@ -184,8 +187,7 @@ def umap_layout(
         for clustering: its default of 0.1 spreads dense spots for the eye and so flattens what is searched for.
     densmap : preserve local density as well (Narayan et al. 2020)
     seed : makes the layout reproducible, on one thread; None uses all threads and gives another layout each time
-    n_epochs : rounds of optimisation; None leaves it to umap-learn: 500 up to 10,000 rows and 200 above, and 200 more
-        for densMAP
+    n_epochs : rounds of optimisation; None leaves it to umap-learn, see `resolve_epochs`
 
     Returns
     -------
@@ -222,6 +224,16 @@ def resolve_init(init: Init, n_rows: int) -> Init:
     if init == "auto":
         return "spectral" if n_rows < SPECTRAL_BELOW else "pca"
     return init
+
+
+def resolve_epochs(n_epochs: int | None, n_rows: int, densmap: bool) -> int | None:
+    """Rounds of optimisation where the settings do not say, `FEWER_EPOCHS` from `FEWER_EPOCHS_FROM` rows on.
+
+    None leaves it to umap-learn: 500 up to 10,000 rows and 200 above, and 200 more for densMAP.
+    """
+    if n_epochs is None and n_rows >= FEWER_EPOCHS_FROM and not densmap:
+        return FEWER_EPOCHS
+    return n_epochs
 
 
 def check_layout_size(shape: tuple[int, ...], n_neighbors: int, n_components: int, init: Init) -> None:

@@ -15,6 +15,7 @@ from rarezoo.clustering.layout import (
     check_layout_size,
     fuzzy_graph,
     initial_layout,
+    resolve_epochs,
     resolve_init,
     start_components,
     umap_layout,
@@ -35,9 +36,6 @@ from rarezoo.provenance import versions
 Announce = Callable[[str], None]
 
 _VIEW_DIMENSIONS = 2
-# From so many galaxies on, the view has so many of umap-learn's 200 epochs: the eye needs the map's large shape, and a
-# search does not see it.
-_LARGE, _VIEW_EPOCHS = 100_000, 80
 # Packages whose new versions may compute something else: a stored stage must not hide that.
 _MADE_BY: Mapping[str, tuple[str, ...]] = {
     "exact": ("scikit-learn",),
@@ -116,13 +114,13 @@ class Pipeline:
         settings = self.settings.layout
         if settings.method == "umap" and settings.n_components == _VIEW_DIMENSIONS:
             return self.layout
-        return self._laid_out(_VIEW_DIMENSIONS, _VIEW_EPOCHS if len(self.x) >= _LARGE else None)
+        return self._laid_out(_VIEW_DIMENSIONS)
 
-    def _laid_out(self, dimensions: int, most_epochs: int | None = None) -> Stage:
+    def _laid_out(self, dimensions: int) -> Stage:
         settings, fuzzy = self.settings.layout, self._fuzzy
         start = self._start(dimensions)
         parameters = settings.model_dump(include={"min_dist", "densmap", "seed", "n_epochs"})
-        parameters["n_epochs"] = settings.n_epochs or most_epochs
+        parameters["n_epochs"] = resolve_epochs(settings.n_epochs, len(self.x), settings.densmap)
         inputs = {"fuzzy": fuzzy.digest, "start": start.digest, **made_by("layout")}
         if settings.densmap:
             inputs["representation"] = self.sha256
