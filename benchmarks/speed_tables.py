@@ -49,6 +49,7 @@ def print_stages(found: dict[int, dict[str, Any]], scored: bool) -> None:
         for each in facts["searches"]:
             tree = ", ".join(map(str, each["tree"]))
             print(f"| {tree} | {each['seconds']:.1f} | {each['classes']} |" + _score(each, scored))
+        print(f"\ntwelve label settings, read off again: {facts['labels']:.1f} s")
 
 
 def _growth(sizes: Sequence[int], rows: Sequence[dict[str, Any] | None]) -> str:

@@ -17,17 +17,13 @@ from rarezoo.data.tables import read_table
 from rarezoo.embeddings import open_embeddings
 
 NEEDED = ("efigi/catalog.csv", "efigi/schema.yaml", "efigi/attributes_test.csv")
-# Attribute, least grade. Of the 4,458 galaxies 518, 1,917, 2,128 and 81 are of the first four, and 60, 143 and 119 of
-# the last three; 3 have multiplicity 1, too few to be a class. Visible dust and flocculence of 0.5 are no rare classes:
-# they are there to be ranked.
+# Attribute, least grade: those that make rare classes, of 60, 143, 119 and 81 of the 4,458 galaxies. Half a grade of
+# the first three is no rare class: 518, 1,917 and 2,128 have it, and any montage shows several.
 GRADED = (
-    ("inner-ring", 0.5),
-    ("visible-dust", 0.5),
-    ("flocculence", 0.5),
-    ("multiplicity", 0.5),
     ("inner-ring", 1.0),
     ("visible-dust", 1.0),
     ("flocculence", 1.0),
+    ("multiplicity", 0.5),
 )
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from known_truth.contest import Found, KnownSurvey, Task
 from known_truth.contestants import Contestant
+from rarezoo.cli import UserError
 from rarezoo.clustering.scores import (
     LOOKED_AT,
     chance_recovery,
@@ -77,9 +78,11 @@ def method_scores(survey: KnownSurvey, contestant: Contestant, results: Path, st
         return kept
     store = StageStore(stages)
     began = time.perf_counter()
-    found = contestant.find(Task(x, survey.seed, store))
+    task = Task(x, survey.seed, store)
+    found = contestant.find(task)
     # As if no other method had computed stages for it.
     seconds = time.perf_counter() - began + store.summary()["seconds_saved"]
+    _check_found(found, task)
     kinds = _kind_figures(survey, contestant, store) if contestant.kinds else {}
     classes = class_rows(survey, found)
     scores = pd.concat([classes, run_row(survey, found, classes, {"seconds": seconds, **kinds})])
@@ -169,6 +172,26 @@ def _kind_figures(survey: KnownSurvey, contestant: Contestant, store: StageStore
     chance = [kind_agreement(rng.permutation(found.labels), kinds)["ami"] for _ in range(_DEALS)]
     agreement = {f"kinds_{name}": value for name, value in kind_agreement(found.labels, kinds).items()}
     return agreement | {"kinds_chance_ami": float(np.mean(chance)), "kinds_chance_highest": float(np.max(chance))}
+
+
+def _check_found(found: Found, task: Task) -> None:
+    """Refuse what would be scored as something else than it is: the method may be a user's.
+
+    Raises
+    ------
+    UserError
+        if labels are not one a galaxy, or a montage shows a galaxy twice, too many, or one that is not there
+    """
+    n_rows = len(task.x)
+    if found.labels is not None and np.shape(found.labels) != (n_rows,):
+        raise UserError(f"labels: {np.shape(found.labels)}, but {n_rows} galaxies were searched. Give one label each.")
+    for number, rows in enumerate(found.montages, start=1):
+        unlike = len(np.unique(rows)) != len(rows) or len(rows) > task.montage_size
+        if unlike or (len(rows) and not 0 <= min(rows) <= max(rows) < n_rows):
+            raise UserError(
+                f"montage {number}: shows {list(map(int, rows))}. Show at most {task.montage_size} galaxies, each "
+                f"once, by row of task.x, which has {n_rows}."
+            )
 
 
 def _known(survey: KnownSurvey) -> pd.DataFrame:

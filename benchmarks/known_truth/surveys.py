@@ -30,9 +30,9 @@ class Scale:
     test_share : of its galaxies that training does not see, beside the 5% that it validates on
     epochs : of training on it
     names : of its representations
-    names_once : of those that only the first of the seeds has
-    n_large : galaxies of a larger survey for the first of the seeds, of other galaxies, embedded by the same network;
-        None for none
+    names_once : of those that only the first of these seeds has
+    n_large : galaxies of a larger survey for the first of these seeds, of other galaxies, embedded by the same
+        network; None for none
     rare_shares : of the rarest planted class and of the most frequent
     attribute_epochs : of training on EFIGI
     """
@@ -92,7 +92,7 @@ def suite(name: str, out: Path, data: Path | None = None, seeds: Sequence[int] |
     scale = SCALES[name]
     seeds = scale.seeds if seeds is None else seeds
     for seed in seeds:
-        first = seed == seeds[0]
+        first = seed == scale.seeds[0]
         names = (*scale.names, *scale.names_once) if first else scale.names
         real_names = (*_NAMES, *_CONTROLS) if first else _NAMES
         made: dict[str, Any] = {

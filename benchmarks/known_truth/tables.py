@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
-from rarezoo.clustering.scores import bootstrap_interval, recovered_by_abundance
+from rarezoo.clustering.scores import bootstrap_interval, ratio_interval, recovered_by_abundance
 
 # Whose classes are shown one by one, where they took part; the second is Walmsley & Scaife 2023 with min_samples scaled
 # to the sample.
@@ -23,10 +24,13 @@ _RUN_FIGURES = {
     "clusters": "clusters",
     "false_per_true": "false per true",
     "discovered_50": "discovered in 50",
-    "discovered_100": "in 100 montages",
+    "discovered_100": "in 100",
+    "discovered_200": "in 200 montages",
     "share_in_clusters": "share in clusters",
     "seconds": "seconds",
 }
+# Over the seeds, one sum over another: else a seed for which nothing was found would not count.
+_RATIOS = {"false_per_true": ("clusters_of_no_class", "found_f1_50")}
 _KIND_FIGURES = {
     "kinds_n": "artifacts",
     "kinds_ami": "AMI",
@@ -34,6 +38,9 @@ _KIND_FIGURES = {
     "kinds_chance_highest": "highest by chance",
     "kinds_ami_in_clusters": "AMI of those in clusters",
 }
+
+
+_DISCOVERED = "discovered at montage"
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ def survey_tables(scores: pd.DataFrame, order: Sequence[str]) -> list[TextTable]
     shown = [method for method in SHOWN if method in order] or order[:1]
     tables = [
         method_table(runs, order),
-        abundance_table(classes, order),
+        abundance_table(classes, order, "50"),
+        abundance_table(classes, order, "80"),
         *(class_table(classes, method) for method in shown),
         representation_table(scores[scores["row"] == "representation"]),
         control_table(scores[scores["row"] == "control"], order),
@@ -96,19 +104,29 @@ def method_table(runs: pd.DataFrame, order: Sequence[str]) -> TextTable:
     return TextTable("Methods", note, ["method", "searched", "seeds", *_RUN_FIGURES.values()], rows)
 
 
-def abundance_table(classes: pd.DataFrame, order: Sequence[str]) -> TextTable:
-    """One row a method that makes clusters: share of the classes found in each bin of abundance that has any."""
+def abundance_table(classes: pd.DataFrame, order: Sequence[str], percent: str) -> TextTable:
+    """One row a method that makes clusters: share of the classes found in each bin of abundance that has any.
+
+    Parameters
+    ----------
+    classes : rows of one survey
+    order : methods
+    percent : 50 or 80, the F1 from which on a class counts as found
+    """
     found = {name: by_abundance(classes[classes["method"] == name]) for name in order}
     found = {name: bins for name, bins in found.items() if bins["classes"].any()}
     taken = sorted({place for bins in found.values() for place in bins.index[bins["classes"] > 0]})
-    shares = ["share_f1_50", "share_f1_50_low", "share_f1_50_high"]
+    shares = [f"share_f1_{percent}{end}" for end in ("", "_low", "_high")]
     rows = [
         [name, *(_with_interval(*share) for share in bins.loc[taken, shares].itertuples(index=False))]
         for name, bins in found.items()
     ]
-    note = "Share of the known classes of each abundance (members / all galaxies) that are found, F1 ≥ 0.5."
+    note = (
+        f"Share of the known classes of each abundance (members / all galaxies) that are found, F1 ≥ 0.{percent[0]}. A "
+        "simulated class is as rare in all surveys, so that part of this is how hard the classes of a bin are."
+    )
     bins = [_bin_name(*ABUNDANCES[place : place + 2]) for place in taken]
-    return TextTable("How rare", note, ["method", *bins], rows)
+    return TextTable(f"How rare, F1 ≥ 0.{percent[0]}", note, ["method", *bins], rows)
 
 
 def by_abundance(classes: pd.DataFrame) -> pd.DataFrame:
@@ -119,12 +137,21 @@ def by_abundance(classes: pd.DataFrame) -> pd.DataFrame:
 
 def class_table(classes: pd.DataFrame, method: str) -> TextTable:
     """One row a known class, the best found first, as one method found it."""
-    figures = {"members": "members", "f1": "F1", "purity": "purity", "completeness": "completeness"}
-    figures |= {"chance_f1_highest": "highest F1 by chance", "discovered_at": "discovered at montage"}
+    figures = {
+        "members": "members",
+        "selected": "selected",
+        "f1": "F1",
+        "purity": "purity",
+        "completeness": "completeness",
+    }
+    figures |= {"chance_f1_highest": "highest F1 by chance"}
     of_method = classes[classes["method"] == method]
     means = of_method.groupby("class")["f1"].mean().sort_values(ascending=False, kind="stable")
-    rows = [[str(name), *_intervals(of_method[of_method["class"] == name], figures)] for name in means.index]
-    return TextTable(f"Known classes, as {method} finds them", "", ["class", *figures.values()], rows)
+    parts = {str(name): of_method[of_method["class"] == name] for name in means.index}
+    rows = [[name, *_intervals(part, figures), _discovered(part)] for name, part in parts.items()]
+    note = "Selected: those that the cuts leave; of the others none can be found."
+    columns = ["class", *figures.values(), _DISCOVERED]
+    return TextTable(f"Known classes, as {method} finds them", note, columns, rows)
 
 
 def representation_table(ranked: pd.DataFrame) -> TextTable:
@@ -142,14 +169,14 @@ def representation_table(ranked: pd.DataFrame) -> TextTable:
 
 def control_table(controls: pd.DataFrame, order: Sequence[str]) -> TextTable:
     """One row a method: how well it finds what is no class."""
-    figures = {"f1": "F1", "purity": "purity", "completeness": "completeness", "discovered_at": "discovered at montage"}
-    taken = set(controls["method"])
-    rows = [[name, *_intervals(controls[controls["method"] == name], figures)] for name in order if name in taken]
+    figures = {"f1": "F1", "purity": "purity", "completeness": "completeness"}
+    parts = {name: controls[controls["method"] == name] for name in order}
+    rows = [[name, *_intervals(part, figures), _discovered(part)] for name, part in parts.items() if len(part)]
     note = (
         "Galaxies drawn at random from the survey that injected classes were taken from. A method that finds them as "
         "well as the classes tells surveys apart, not kinds of galaxies."
     )
-    return TextTable("Control", note, ["method", *figures.values()], rows)
+    return TextTable("Control", note, ["method", *figures.values(), _DISCOVERED], rows)
 
 
 def kind_table(runs: pd.DataFrame, order: Sequence[str]) -> TextTable:
@@ -165,7 +192,19 @@ def kind_table(runs: pd.DataFrame, order: Sequence[str]) -> TextTable:
 
 
 def _intervals(table: pd.DataFrame, figures: Iterable[str]) -> list[str]:
-    return [_with_interval(*bootstrap_interval(table[name])[:3]) for name in figures]
+    intervals = [
+        ratio_interval(*(table[part] for part in _RATIOS[name])) if name in _RATIOS else bootstrap_interval(table[name])
+        for name in figures
+    ]
+    return [_with_interval(*interval[:3]) for interval in intervals]
+
+
+def _discovered(classes: pd.DataFrame) -> str:
+    """At which montage, mean over the seeds for which it was discovered at all, and how many these are."""
+    at = classes["discovered_at"].dropna()
+    if at.empty:
+        return "–"
+    return _number(at.mean()) + ("" if len(at) == len(classes) else f" in {len(at)} of {len(classes)} seeds")
 
 
 def _with_interval(mean: float, low: float, high: float) -> str:
@@ -176,6 +215,8 @@ def _with_interval(mean: float, low: float, high: float) -> str:
 
 
 def _number(value: float) -> str:
+    if np.isinf(value):
+        return "∞"
     if float(value).is_integer() or abs(value) >= 100:
         return f"{value:.0f}"
     # Adding zero takes the sign off what is rounded to it.

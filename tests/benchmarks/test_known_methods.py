@@ -1,9 +1,11 @@
 import sys
+from pathlib import Path
 
 import hdbscan
 import numpy as np
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -11,6 +13,7 @@ from known_truth import peers
 from known_truth.contest import Found, Task
 from known_truth.contestants import RUNS, Contestant, chosen, read_extra, read_methods
 from known_truth.methods import montages_around, search, searched_tree, strongest_members
+from omegaconf import OmegaConf
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 from sklearn.metrics import adjusted_rand_score
@@ -22,6 +25,7 @@ from rarezoo.clustering.scores import recovery
 from rarezoo.clustering.settings import SearchSettings
 from rarezoo.clustering.stages import StageStore
 
+CONF = Path(__file__).parents[2] / "conf"
 # Without a layout it takes no time.
 QUICK = {"layout": {"method": "none", "n_neighbors": 5}, "tree": {"min_samples": 5}, "neighbours": {"width": 20}}
 
@@ -42,6 +46,15 @@ def test_paper_s_method_has_the_paper_s_settings():
     found = SearchSettings.model_validate(read_methods()["paper"].find.keywords)
     assert (found.layout.n_neighbors, found.layout.n_components, found.layout.min_dist) == (50, 5, 0)
     assert (found.tree.min_samples, found.tree.min_cluster_size, found.tree.method) == (300, 10, "leaf")
+
+
+@pytest.mark.parametrize("experiment", ["recommended", "demo"])
+def test_recommended_method_is_the_experiment_of_that_name(experiment):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("cluster", [f"experiment={experiment}"])
+    asked = SearchSettings.model_validate(read_methods()["recommended"].find.keywords)
+    for group in ("neighbours", "layout", "tree"):
+        assert OmegaConf.to_container(config[group], resolve=True) == getattr(asked, group).model_dump()
 
 
 def test_search_finds_planted_groups_and_shows_the_most_persistent_first(task):

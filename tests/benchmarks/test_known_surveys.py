@@ -357,9 +357,11 @@ def test_attribute_that_is_not_graded_counts_as_not_there(tmp_path):
     classes = attributes.graded_classes(tmp_path / "efigi" / "attributes_test.csv", ids)
     assert len(classes.columns) == len(attributes.GRADED)
     rings = graded["inner-ring"].loc[list(ids)].to_numpy()
-    np.testing.assert_array_equal(classes["inner-ring>=0.5"], rings >= 0.5)
     np.testing.assert_array_equal(classes["inner-ring>=1"], rings == 1)
-    assert not classes[rings == -1]["inner-ring>=0.5"].any()
+    multiple = graded["multiplicity"].loc[list(ids)].to_numpy()
+    np.testing.assert_array_equal(classes["multiplicity>=0.5"], multiple >= 0.5)
+    assert (multiple == -1).any()
+    assert not classes[multiple == -1]["multiplicity>=0.5"].any()
 
 
 def test_training_on_efigi_never_reads_the_attributes_that_it_is_tested_on(workplace, hydra_at_hand):
@@ -402,6 +404,15 @@ def test_full_suite_has_three_seeds_and_one_large_survey_of_the_first_network(an
     ]
     assert sources[1][0].trained is sources[0][0]
     assert ["unbottlenecked" in names for _, names in sources] == [True, False, False, False]
+
+
+def test_seeds_run_one_by_one_are_those_run_together(any_survey, tmp_path):
+    list(surveys.suite("full", tmp_path))
+    together = [(source.folder.name, names) for source, names in any_survey]
+    any_survey.clear()
+    for seed in (2, 0, 1):
+        list(surveys.suite("full", tmp_path, seeds=[seed]))
+    assert sorted((source.folder.name, names) for source, names in any_survey) == sorted(together)
 
 
 def test_survey_is_not_made_before_it_is_reached(any_survey, tmp_path):

@@ -302,3 +302,20 @@ def test_command_refuses_a_method_that_there_is_not(monkeypatch, capsys):
         command.main()
     assert exit_.value.code == 2
     assert "Did you mean 'paper'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("labels", "montages", "message"),
+    [
+        (np.zeros(3, np.int32), [], r"labels: \(3,\), but 450 galaxies were searched"),
+        (None, [np.array([4, 4, 5])], r"montage 1: shows \[4, 4, 5\]. Show at most 12 galaxies, each once"),
+        (None, [np.arange(12), np.arange(13)], "montage 2: shows"),
+        (None, [np.array([-1, 2, 3])], "montage 1: shows"),
+    ],
+)
+def test_what_a_method_gives_back_is_refused_where_it_would_be_scored_as_something_else(
+    labels, montages, message, tmp_path
+):
+    odd = Contestant("odd", lambda task: Found(montages, labels))
+    with pytest.raises(UserError, match=message):
+        scoring.method_scores(survey_of(), odd, tmp_path / "results", tmp_path / "stages")

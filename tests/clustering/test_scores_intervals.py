@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rarezoo.clustering.scores import bootstrap_interval, recovered_by_abundance
+from rarezoo.clustering.scores import bootstrap_interval, ratio_interval, recovered_by_abundance
 
 
 def _every_draw(values: np.ndarray) -> np.ndarray:
@@ -115,3 +115,15 @@ def test_edges_or_surveys_that_do_not_fit_are_refused():
         recovered_by_abundance([], [], [0.1, 0.1])
     with pytest.raises(ValueError, match="longer"):
         recovered_by_abundance([], [1000], [0.1, 0.2])
+
+
+def test_ratio_is_of_the_sums_and_counts_seeds_without_any_below():
+    assert ratio_interval([30, 20, 40], [3, 0, 1]).mean == pytest.approx(90 / 4)
+    assert ratio_interval([30, 20, np.nan], [3, 2, 5]) == pytest.approx((10, 10, 10, 2))
+
+
+def test_ratio_is_infinite_where_draws_may_have_none_below_and_unknown_where_all_have():
+    low, high = ratio_interval([30, 20, 40], [3, 0, 0])[1:3]
+    assert low == pytest.approx(30 / 3)
+    assert np.isinf(high)
+    assert np.isnan(ratio_interval([30, 20], [0, 0])[:3]).all()

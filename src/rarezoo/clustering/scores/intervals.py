@@ -44,6 +44,26 @@ def bootstrap_interval(values: ArrayLike, seed: int = 0, level: float = 0.95) ->
     return _ratio_interval(known, np.ones_like(known), seed, level)
 
 
+def ratio_interval(above: ArrayLike, below: ArrayLike, seed: int = 0, level: float = 0.95) -> Interval:
+    """Sum of one count over the sum of another, and the interval of that ratio when the seeds are drawn again.
+
+    Unlike a mean of ratios it counts the seeds for which the count below is 0. See `bootstrap_interval`.
+
+    Parameters
+    ----------
+    above, below : one a seed; a seed for which either is NaN is left out
+    seed : of the draws
+    level : share of the draws inside
+
+    Returns
+    -------
+    Interval; all NaN where nothing is counted below, and infinite at an end that is reached by draws without any
+    """
+    counts = np.column_stack([np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)])
+    counts = counts[~np.isnan(counts).any(axis=1)]
+    return _ratio_interval(counts[:, 0], counts[:, 1], seed, level)
+
+
 def recovered_by_abundance(
     tables: Sequence[pd.DataFrame],
     n_galaxies: Sequence[int],
@@ -110,15 +130,21 @@ def _per_bin(abundances: list[NDArray[np.float64]], edges: NDArray[np.float64]) 
 
 def _ratio_interval(above: NDArray, below: NDArray, seed: int, level: float) -> Interval:
     """Sum of one over the sum of the other, drawn again as pairs; a mean where all below are 1."""
-    if not len(above):
-        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    if not below.sum():
+        return Interval(float("nan"), float("nan"), float("nan"), len(above))
     mean = float(above.sum() / below.sum())
     # SciPy refuses a sample of one, and rounds the ends of one whose values are equal.
-    if np.ptp(above / below) == 0:
+    if (above == mean * below).all():
         return Interval(mean, mean, mean, len(above))
+
+    def ratio(one: NDArray, other: NDArray, axis: int) -> NDArray:
+        total = np.asarray(other.sum(axis=axis), dtype=np.float64)
+        found: NDArray = np.divide(one.sum(axis=axis), total, out=np.full(total.shape, np.inf), where=total > 0)
+        return found
+
     drawn = bootstrap(
         (above, below),
-        lambda one, other, axis: one.sum(axis=axis) / other.sum(axis=axis),
+        ratio,
         paired=True,
         vectorized=True,
         confidence_level=level,
