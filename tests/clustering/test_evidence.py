@@ -182,14 +182,19 @@ def test_a_search_of_which_all_is_excluded_is_weighed(search, evidence):
     assert list(found.classes) == list(evidence.classes)
 
 
-def test_min_samples_that_hides_rare_classes_is_warned_of(search):
-    def said(**tree):
-        return warnings_of(search, SETTINGS.model_copy(update={"tree": TreeSettings(**tree)}), {})
+@pytest.mark.parametrize(
+    ("n_rows", "least", "wanted", "share"), [(632_000, 300, 10, "0.05% of the 632,000"), (1190, 16, 15, "1.34% of the")]
+)
+def test_min_samples_that_hides_classes_of_min_cluster_size_is_warned_of(search, n_rows, least, wanted, share):
+    searched = replace(search, selection=replace(search.selection, rows=np.arange(n_rows)))
 
-    (warning,) = said(min_samples=16, min_cluster_size=15)
-    assert "tree.min_samples=16 hides groups of fewer than about 16" in warning
-    assert "a class may have as few as 15" in warning
-    assert not said(min_samples=15, min_cluster_size=15)
+    def said(**tree):
+        return warnings_of(searched, SETTINGS.model_copy(update={"tree": TreeSettings(**tree)}), {})
+
+    (warning,) = said(min_samples=least, min_cluster_size=wanted)
+    assert f"tree.min_samples={least} hides groups of fewer than about {least} galaxies, {share}" in warning
+    assert f"tree.min_cluster_size={wanted} asks for classes of {wanted} on" in warning
+    assert not said(min_samples=wanted, min_cluster_size=wanted)
 
 
 def test_few_neighbours_and_as_many_classes_by_chance_are_warned_of(search):

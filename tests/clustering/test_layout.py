@@ -23,6 +23,9 @@ from rarezoo.clustering.layout import (
     umap_layout,
 )
 from rarezoo.clustering.neighbours import find_neighbours
+from rarezoo.clustering.pipeline import Pipeline
+from rarezoo.clustering.settings import SearchSettings
+from rarezoo.clustering.stages import StageStore
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +180,23 @@ def test_layout_is_umaps_bit_for_bit_from_the_same_start(blobs, options):
     assert (fuzzy.weights != fuzzy_graph(graph, 10).weights).nnz == 0
 
 
+@pytest.mark.parametrize("init", ["pca", "spectral"])
+def test_fifteen_components_are_umaps_from_the_same_start_and_keep_neighbours(init):
+    x = np.random.default_rng(2).normal(size=(400, 32)).astype(np.float32) * np.linspace(4, 1, 32, dtype=np.float32)
+    graph, _ = find_neighbours(x, 10)
+    fuzzy = fuzzy_graph(graph, 10)
+    assert start_components(fuzzy, x.shape, 15, init) == 15
+    start = initial_layout(x, fuzzy, 15, init, 0)
+    assert np.abs(np.corrcoef(start, rowvar=False) - np.eye(15)).max() < 0.1
+    ours = umap_layout(fuzzy, start, x, seed=7, n_epochs=50)
+    options = {"min_dist": 0.0, "random_state": 7, "n_epochs": 50}
+    theirs = _umap(x, graph, n_neighbors=10, n_components=15, init=start.copy(), **options)
+    assert ours.shape == (400, 15)
+    np.testing.assert_array_equal(ours, theirs.embedding_)
+    flat = umap_layout(fuzzy, start[:, :2].copy(), x, seed=7, n_epochs=50)
+    assert trustworthiness(x, ours, n_neighbors=10) > trustworthiness(x, flat, n_neighbors=10) > 0.6
+
+
 @pytest.mark.parametrize("init", ["spectral", "pca", "random"])
 def test_layout_keeps_neighbours_as_well_as_umap_from_its_own_start(cloud, init):
     graph, _ = find_neighbours(cloud, 10)
@@ -200,6 +220,42 @@ def test_a_layout_without_a_seed_is_finite_and_raises_no_warning(blobs):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert np.isfinite(_layout(blobs, seed=None, start_seed=None, n_epochs=5)).all()
+
+
+def _pipeline(x, folder, **layout):
+    layout = {"n_neighbors": 10, "n_components": 3, "init": "pca", "n_epochs": 5} | layout
+    settings = SearchSettings.model_validate({"layout": layout, "tree": {"min_samples": 5}})
+    return Pipeline.of(x, settings, StageStore(folder))
+
+
+@pytest.mark.parametrize(("seed", "parallel"), [(None, True), (0, False), (3, False)])
+def test_a_layout_with_a_seed_is_made_on_one_thread_and_its_stage_says_which(
+    blobs, tmp_path, monkeypatch, seed, parallel
+):
+    said = []
+
+    def recorded(*arguments, **options):
+        said.append(options["parallel"])
+        return arguments[9], {}
+
+    monkeypatch.setattr("umap.umap_.simplicial_set_embedding", recorded)
+    stage = _pipeline(blobs, tmp_path, seed=seed).layout
+    assert said == [parallel]
+    assert stage.info["parameters"]["seed"] == seed
+
+
+def test_another_min_dist_or_densmap_makes_the_layouts_anew_and_only_what_follows(blobs, tmp_path):
+    def made(**layout):
+        pipeline = _pipeline(blobs, tmp_path, **layout)
+        assert len(pipeline.view.arrays["layout"]) == len(pipeline.tree.arrays["labels"])
+        counts = pipeline.store.summary()["stages"]
+        return {name: counted["computed"] for name, counted in counts.items() if counted["computed"]}
+
+    from_layout = {"layout": 2, "spanning": 1, "tree": 1}
+    assert made() == {"neighbours": 1, "fuzzy": 1, "start": 1} | from_layout
+    for other in ({"min_dist": 0.2}, {"densmap": True}, {"densmap": True, "min_dist": 0.2}):
+        assert made(**other) == from_layout
+        assert made(**other) == {}
 
 
 def test_start_is_spectral_below_a_number_of_rows_and_pca_from_there_on():

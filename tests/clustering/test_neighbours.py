@@ -1,24 +1,29 @@
 import os
 import sys
-from types import SimpleNamespace
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import cdist
 
 from rarezoo.cli import UserError
 from rarezoo.clustering import neighbours
+from rarezoo.clustering.graph import NeighbourGraph, distances_to
 from rarezoo.clustering.neighbours import (
-    NeighbourGraph,
-    distances_to,
     find_neighbours,
     graph_width,
     prepared_search,
     recall,
     resolve_method,
 )
+from rarezoo.clustering.pipeline import Pipeline
+from rarezoo.clustering.settings import SearchSettings
+from rarezoo.clustering.stages import StageStore
 
 
 def _graph(x, n_neighbors, method="exact", seed=0):
@@ -79,7 +84,23 @@ def test_thousands_of_copies_are_searched(method):
     graph, facts = find_neighbours(x, 30, method)
     _assert_sound(graph, x)
     assert (graph.distances[:4000] == 0).all()
-    assert facts["recall"] > 0.98
+    assert facts["recall"] >= 0.99
+
+
+@pytest.mark.parametrize("method", ["exact", "ivf"])
+@pytest.mark.parametrize("kept", [2, 5, 20])
+def test_more_copies_than_neighbours_hang_together_in_one_piece_for_each_place(method, kept):
+    x = np.random.default_rng(0).normal(size=(2000, 8)).astype(np.float32)
+    places = np.repeat([0, 1, 2], [1200, 300, 21])
+    x[:1521] = x[places]
+    graph = _graph(x, 20, method)
+    _assert_sound(graph, x)
+    copies = graph.sliced(kept).indices[:1521]
+    rows, columns = np.repeat(np.arange(1521), kept), copies.ravel()
+    assert (places[rows] == places[columns]).all()
+    edges = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(1521, 1521))
+    assert connected_components(edges, return_labels=False) == 3
+    assert set(np.bincount(columns)) == {kept}
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +115,14 @@ def test_ivf_searches_as_many_cells_as_the_recall_takes(cloud):
     true = cdist(cloud[:500].astype(float), cloud.astype(float)).argsort(axis=1)[:, :20]
     shared = [np.isin(a, b).mean() for a, b in zip(graph.indices[:500], true, strict=True)]
     assert facts["recall"] == pytest.approx(np.mean(shared), abs=0.01)
-    assert facts["recall"] > 0.98
+    assert facts["recall"] >= 0.99
     assert 8 < facts["n_probe"] < facts["n_cells"] == 102
+
+
+def test_ivf_records_no_less_than_the_least_recall_where_its_own_sample_just_reaches_it(cloud):
+    # The 32 cells that find 0.9901 of the sample that they are chosen by find 0.9899 of the one that is recorded.
+    x = cloud * np.repeat(np.float32([1, 0.6]), [10, 2])
+    assert find_neighbours(x, 20, "ivf")[1]["recall"] >= 0.99
 
 
 def test_ivf_searches_all_cells_where_nothing_less_will_do(cloud, monkeypatch):
@@ -160,7 +187,7 @@ def test_rows_that_pynndescent_leaves_short_are_searched_exactly(planted, monkey
 )
 def test_pynndescent_finds_nearly_all_true_neighbours(planted):
     graph, facts = find_neighbours(planted.x, 15, "pynndescent", seed=3)
-    assert facts["recall"] > 0.98
+    assert facts["recall"] >= 0.99
     _assert_sound(graph, planted.x)
 
 
@@ -181,20 +208,59 @@ class _OnGpu:
         return cdist(queries, self.x).argsort(axis=1)[:, : self.n_neighbors]
 
 
-def test_cuml_is_used_where_there_is_a_gpu(planted, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setitem(sys.modules, "cuml", SimpleNamespace())
+def _install_cuml(monkeypatch, gpu):
+    package = ModuleType("cuml")
+    package.__spec__ = ModuleSpec("cuml", None)
+    monkeypatch.setitem(sys.modules, "cuml", package)
     monkeypatch.setitem(sys.modules, "cuml.neighbors", SimpleNamespace(NearestNeighbors=_OnGpu))
+    monkeypatch.setattr("numba.cuda.is_available", lambda: gpu)
+
+
+def test_cuml_is_used_where_there_is_a_gpu(planted, monkeypatch):
+    _install_cuml(monkeypatch, gpu=True)
+    monkeypatch.setitem(sys.modules, "torch", None)
     graph, facts = find_neighbours(planted.x, 10, "cuml")
     np.testing.assert_array_equal(graph.indices, _graph(planted.x, 10).indices)
     assert facts == {"recall": 1.0}
+
+
+def test_auto_is_cuml_from_a_number_of_rows_on_where_it_is_installed_and_sees_a_gpu(monkeypatch):
+    _install_cuml(monkeypatch, gpu=True)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert [resolve_method("auto", n, 100) for n in (99, 100)] == ["exact", "cuml"]
+    assert resolve_method("ivf", 100, 100) == "ivf"
+    _install_cuml(monkeypatch, gpu=False)
+    assert resolve_method("auto", 100, 100) == "ivf"
+    monkeypatch.setitem(sys.modules, "cuml", None)
+    monkeypatch.setattr("numba.cuda.is_available", lambda: True)
+    assert resolve_method("auto", 100, 100) == "ivf"
+
+
+def test_the_stage_that_cuml_makes_is_like_that_of_the_exact_search_and_not_taken_for_it(
+    planted, tmp_path, monkeypatch
+):
+    _install_cuml(monkeypatch, gpu=True)
+    made = {}
+    for method in ("exact", "auto"):
+        options = {"neighbours": {"method": method, "exact_below": 100, "width": 20}, "layout": {"n_neighbors": 10}}
+        options["tree"] = {"min_samples": 5}
+        search = Pipeline.of(planted.x, SearchSettings.model_validate(options), StageStore(tmp_path))
+        made[method] = search.neighbours
+    exact, found = made.values()
+    assert (found.info["parameters"]["method"], found.reused) == ("cuml", False)
+    assert [(name, array.dtype, array.shape) for name, array in found.arrays.items()] == [
+        (name, array.dtype, array.shape) for name, array in exact.arrays.items()
+    ]
+    assert list(found.arrays) == ["distances", "indices", "recall"]
+    np.testing.assert_array_equal(found.arrays["indices"], exact.arrays["indices"])
+    assert found.key != exact.key
 
 
 @pytest.mark.parametrize(
     ("gpu", "message"), [(False, "needs an NVIDIA GPU"), (True, r"cuml cannot be imported.*install")]
 )
 def test_cuml_without_a_gpu_or_not_installed_is_refused_with_the_fix(planted, monkeypatch, gpu, message):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("numba.cuda.is_available", lambda: gpu)
     monkeypatch.setitem(sys.modules, "cuml", None)
     with pytest.raises(UserError, match=rf"neighbours\.method=cuml: {message}.*neighbours\.method=ivf"):
         find_neighbours(planted.x, 10, "cuml")
@@ -224,7 +290,8 @@ def test_a_slice_is_the_graph_of_fewer_neighbours(planted):
         wide.sliced(21)
 
 
-def test_auto_is_exact_below_a_number_of_rows():
+def test_auto_is_exact_below_a_number_of_rows_and_ivf_from_there_on(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuml", None)
     assert [resolve_method("auto", n, 100) for n in (99, 100)] == ["exact", "ivf"]
     assert resolve_method("exact", 10**6, 100) == "exact"
     assert resolve_method("pynndescent", 10, 100) == "pynndescent"

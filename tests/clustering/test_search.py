@@ -8,6 +8,7 @@ from scipy.spatial.distance import cdist
 from rarezoo.cli import UserError
 from rarezoo.clustering import pipeline as pipeline_module
 from rarezoo.clustering.classes import class_table
+from rarezoo.clustering.cohesion import cohesion
 from rarezoo.clustering.scores import recovery, summary
 from rarezoo.clustering.search import search_classes
 from rarezoo.clustering.settings import SearchSettings
@@ -240,7 +241,6 @@ def test_galaxies_that_cuts_remove_may_have_no_place(planted, tmp_path):
         ({"layout": {"min_dist": -0.1}}, "min_dist"),
         ({"tree": {"min_cluster_size": 1}}, "min_cluster_size"),
         ({"tree": {"method": "leaves"}}, "method"),
-        ({"tree": {"method": "leaf", "max_cluster_size": 50}}, "no effect with method=leaf"),
         ({"tree": {"max_cluster_size": 12}}, "below min_cluster_size=15"),
         ({"tree": {"epsilon": float("nan")}}, "epsilon"),
     ],
@@ -266,9 +266,38 @@ def test_search_is_of_the_whitened_galaxies_and_keeps_them_as_they_were_embedded
     assert (again.graph.indices[:20, 1:6] == nearest).mean() > 0.99
 
 
+def test_cohesion_of_the_same_classes_does_not_depend_on_whitening(planted, store, found):
+    whitened = _search(planted, store, neighbours={"whitening": 1.0})
+    assert found.neighbours_as_embedded() is found.graph.indices
+    assert whitened.neighbours_as_embedded().shape == (len(found.representation), 11)
+
+    def cohesions(neighbours):
+        return cohesion(found.tree.labels, neighbours, found.tree.n_classes)
+
+    np.testing.assert_array_equal(cohesions(whitened.neighbours_as_embedded()), cohesions(found.graph.indices))
+    assert (cohesions(whitened.graph.indices) != cohesions(found.graph.indices)).any()
+
+
+def test_neighbours_as_embedded_are_found_once_for_searches_of_any_whitening(planted, tmp_path):
+    made = []
+    for whitening, n_epochs in ((0.5, 5), (0.5, 6), (1.0, 5), (0.0, 5)):
+        store = StageStore(tmp_path)
+        groups = {"neighbours": {"whitening": whitening}, "layout": {"n_epochs": n_epochs}}
+        _search(planted, store, **groups).neighbours_as_embedded()
+        made.append(store.summary()["stages"]["neighbours"])
+    assert [(each["computed"], each["reused"]) for each in made] == [(2, 0), (0, 2), (1, 1), (1, 0)]
+
+
 def test_largest_size_below_one_is_a_share_of_those_searched(planted, store, found):
     n_rows = len(found.selection.rows)
     as_share = _search(planted, store, tree={"max_cluster_size": 0.2})
     as_number = _search(planted, store, tree={"max_cluster_size": round(0.2 * n_rows)})
     np.testing.assert_array_equal(as_share.tree.labels, as_number.tree.labels)
     assert as_share.tree.sizes().max() <= 0.2 * n_rows < found.tree.sizes().max()
+
+
+def test_leaves_have_no_largest_size(planted, store, found):
+    limited = _search(planted, store, tree={"method": "leaf", "max_cluster_size": 0.05})
+    free = _search(planted, store, tree={"method": "leaf"})
+    assert limited.tree.sizes().max() > 0.05 * len(found.selection.rows)
+    np.testing.assert_array_equal(limited.tree.labels, free.tree.labels)

@@ -8,7 +8,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import pdist, squareform
 
 from rarezoo.cli import UserError
-from rarezoo.clustering.neighbours import NeighbourGraph
+from rarezoo.clustering.graph import NeighbourGraph
 from rarezoo.clustering.spanning import SpanningTree, graph_spanning_tree, spanning_tree
 
 ENGINES = ("fast_hdbscan", "hdbscan")

@@ -1,3 +1,4 @@
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,9 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import ks_2samp
 from sklearn.metrics import jaccard_score
 
+from rarezoo.clustering.pipeline import Pipeline
+from rarezoo.clustering.repeats import repeat_search
+from rarezoo.clustering.settings import SearchSettings, TrustSettings
 from rarezoo.clustering.stability import (
     best_match_jaccard,
     contrast,
@@ -19,6 +23,7 @@ from rarezoo.clustering.stability import (
     permuted,
     stability,
 )
+from rarezoo.clustering.stages import StageStore
 
 label_pairs = st.lists(st.tuples(st.integers(-1, 4), st.integers(-1, 4), st.booleans()), min_size=1, max_size=60)
 
@@ -225,6 +230,27 @@ def test_planted_groups_have_more_contrast_than_any_class_of_a_control():
     assert found["control_classes"] == pytest.approx(len(every) / 4)
     assert found["control_contrast"] == every.max() < contrast(tree)[is_group].min()
     assert 0 < found["control_share_in_classes"] < 1
+
+
+def test_controls_of_a_search_are_searches_of_the_draws_that_it_asks_for(tmp_path):
+    x = planted()[0].astype(np.float32)
+    settings = SearchSettings.model_validate(
+        {
+            "neighbours": {"width": 20},
+            "layout": {"method": "none", "n_neighbors": 10},
+            "tree": {"min_samples": 5, "min_cluster_size": 10, "method": "leaf", "max_cluster_size": 0},
+        }
+    )
+    searched, found = Pipeline.of(x, settings, StageStore(tmp_path / "stages")), {}
+    for control, draw in {"permuted": permuted, "gaussian": gaussian_like}.items():
+        found[control] = repeat_search(searched, TrustSettings(controls=2, control=control)).controls
+        for number, tree in enumerate(found[control], start=1):
+            alone = Pipeline.of(draw(x, number), settings, StageStore(tmp_path / "alone"))
+            np.testing.assert_array_equal(tree.labels, alone.read_off().labels)
+    assert not np.array_equal(*(trees[0].labels for trees in found.values()))
+    records = [json.loads(path.read_text()) for path in (tmp_path / "stages").glob("control-*/stage.json")]
+    asked = [(record["parameters"]["control"], record["parameters"]["number"]) for record in records]
+    assert sorted(asked) == [("gaussian", 1), ("gaussian", 2), ("permuted", 1), ("permuted", 2)]
 
 
 def test_controls_without_classes_exceed_nothing_and_none_say_nothing():

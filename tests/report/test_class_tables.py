@@ -11,13 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 from astropy.io.votable import parse_single_table, validate
-from astropy.table import Table
+from astropy.table import QTable, Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.pandas import column, data_frames, range_indexes
 
 from rarezoo.cli import UserError
 from rarezoo.data.tables import read_table
+from rarezoo.report.results import medoid_positions
 from rarezoo.report.tables import write_tables
 
 IDS = ["J100239.10+021015.9", 'a "quoted", id', "δ-field 7", "𝔊 7", "two\nlines"]
@@ -147,6 +148,22 @@ def test_coordinates_have_units_and_ucds_and_columns_are_described(written):
     assert (str(field.unit), field.ucd, field.description) == ("deg", "pos.eq.ra;meta.main", "Right ascension")
     about = pq.read_schema(written["galaxies.parquet"]).field("ra").metadata
     assert (about[b"unit"], about[b"ucd"]) == (b"deg", b"pos.eq.ra;meta.main")
+
+
+def test_classes_lie_where_their_medoids_do_and_are_found_there_by_programs_that_match_positions(tmp_path):
+    found = classes().assign(medoid_row=[4, 2])
+    found = found.assign(**medoid_positions(found, galaxies()))
+    paths = write_tables(tmp_path, found, galaxies(), MADE_FROM)
+    for kind in ("parquet", "csv", "fits", "vot"):
+        again = read_table(paths[f"classes.{kind}"])
+        assert (again["medoid_ra"].tolist(), again["medoid_dec"].tolist()) == ([1e-12, 0.0], [90.0, 0.1])
+    table = parse_single_table(paths["classes.vot"])
+    for axis in ("ra", "dec"):
+        field = table.get_field_by_id_or_name(f"medoid_{axis}")
+        assert [other.name for other in table.fields if other.ucd == f"pos.eq.{axis};meta.main"] == [field.name]
+        assert str(field.unit) == "deg"
+    assert QTable.read(paths["classes.fits"])["medoid_ra"].unit == "deg"
+    assert medoid_positions(found, galaxies().drop(columns="dec")) == {}
 
 
 def test_each_file_but_csv_says_what_it_was_made_from(written):

@@ -87,7 +87,7 @@ def coloured_members(tmp_path):
 
 
 def test_a_members_tile_on_the_sheet_shows_its_own_image(coloured_members):
-    sheets, tiles = thumbnail_sheets(coloured_members)
+    sheets, tiles = thumbnail_sheets(coloured_members, 9)
     for row, galaxy in coloured_members.iterrows():
         sheet = Image.open(io.BytesIO(base64.b64decode(sheets[galaxy["cluster"]].split(",")[1])))
         line, column = divmod(int(tiles[row]), module.SHEET_COLUMNS)
@@ -97,10 +97,32 @@ def test_a_members_tile_on_the_sheet_shows_its_own_image(coloured_members):
             assert np.abs(pixel - image.getpixel((3, 3))).max() < 8
 
 
-def test_thumbnails_are_shared_out_where_there_are_too_many(coloured_members, monkeypatch):
-    monkeypatch.setattr(module, "MAX_THUMBNAILS", 4)
-    _, tiles = thumbnail_sheets(coloured_members)
+def test_thumbnails_are_shared_out_where_there_are_too_many(coloured_members):
+    _, tiles = thumbnail_sheets(coloured_members, 4)
     assert sorted(tiles.index) == [105, 106, 107, 108], "the two surest of either class"
+
+
+def test_of_more_classes_than_thumbnails_the_first_have_their_surest_galaxy(coloured_members):
+    members = coloured_members.assign(cluster=[0, 0, 1, 1, 2, 2, 3, 3, 3])
+    sheets, tiles = thumbnail_sheets(members, 3)
+    assert sorted(tiles.index) == [101, 103, 105]
+    assert sorted(sheets) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("most", "of_classes", "outside"), [(3, 3, 2), (2, 3, 1), (1, 3, 0), (0, 2, 0)])
+def test_thumbnails_of_galaxies_outside_are_given_up_for_classes_without_any(
+    coloured_members, monkeypatch, most, of_classes, outside
+):
+    monkeypatch.setattr(module, "MAX_THUMBNAILS", most)
+    monkeypatch.setattr(module, "MAX_BULK_THUMBNAILS", 2)
+    galaxies = coloured_members.assign(cluster=[0, 1, 2, *[-1] * 6], x=np.arange(9.0), y=0.0)
+    classes = pd.DataFrame({"cluster": [0, 1, 2], "size": 1, "medoid_id": None})
+    data = map_data(galaxies, classes)
+    sheets = {entry["cluster"]: entry["sheet"] for entry in data["classes"]}
+    assert [sheets[cluster] is not None for cluster in range(3)] == [cluster < of_classes for cluster in range(3)]
+    assert [tile >= 0 for tile in data["members"]["tile"]] == [cluster < of_classes for cluster in range(3)]
+    assert data["bulk_tiles"] == outside
+    assert (data["bulk_sheet"] is not None) == (outside > 0)
 
 
 @settings(deadline=None, max_examples=80)
@@ -183,8 +205,25 @@ def test_galaxies_outside_the_classes_have_thumbnails_of_their_own(coloured_memb
 
 def test_a_class_has_at_most_so_many_thumbnails_even_where_there_is_room(coloured_members, monkeypatch):
     monkeypatch.setattr(module, "MAX_THUMBNAILS_OF_A_CLASS", 2)
-    _, tiles = thumbnail_sheets(coloured_members)
+    _, tiles = thumbnail_sheets(coloured_members, 9)
     assert sorted(tiles.index) == [105, 106, 107, 108]
+
+
+def test_thumbnails_of_noise_are_of_a_lower_quality_so_that_they_take_as_little_as_galaxies(coloured_members, tmp_path):
+    rng = np.random.default_rng(0)
+    for number, row in enumerate(coloured_members.index[:3]):
+        coloured_members.loc[row, "file_loc"] = file = str(tmp_path / f"noise{number}.png")
+        Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(file)
+    members = coloured_members.assign(cluster=[0, 0, 1, *[2] * 6])
+    sheets, _ = thumbnail_sheets(members, 9)
+    sizes = {cluster: len(base64.b64decode(sheet.split(",")[1])) for cluster, sheet in sheets.items()}
+    assert sizes[0] < 2 * 1430
+    assert sizes[1] < 1430
+    for cluster, is_best in enumerate((False, False, True)):
+        table = Image.open(io.BytesIO(base64.b64decode(sheets[cluster].split(",")[1]))).quantization[0]
+        best = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(best, "JPEG", quality=78)
+        assert (table == Image.open(best).quantization[0]) == is_best
 
 
 def test_name_of_a_class_goes_along():

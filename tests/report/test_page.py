@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from rarezoo.clustering.cohesion import column_cohesion, striking_columns
 from rarezoo.report.figures import class_map, to_png
 from rarezoo.report.montage import class_montages
 from rarezoo.report.page import Report, render, write_report
@@ -312,6 +313,18 @@ def test_what_else_is_known_of_a_class_stands_on_its_card_with_its_meaning(repor
     for label in ("persistence", "stable: samples", "by chance", "grade"):
         assert label in glossary
     assert "DBCV" not in Page(render(report)).all("details", class_="glossary")[0][1]
+
+
+def test_what_stands_out_of_a_class_in_the_catalog_stands_on_its_card(report):
+    columns = pd.DataFrame({"redshift": np.where(report.galaxies["cluster"] == 1, 0.2, 0.01), "seeing": 1.5})
+    labels = report.galaxies["cluster"].to_numpy()
+    striking = striking_columns(column_cohesion(labels, columns), 3)
+    first, second, _ = (
+        text for _, text in Page(render(replace(report, classes=report.classes.assign(unseen=striking)))).all("article")
+    )
+    assert "In the catalog: redshift 0.2 (+2.5 σ, spread 0.00 σ)" in second
+    assert "In the catalog" not in first
+    assert "seeing" not in second
 
 
 def test_names_and_notes_of_the_astronomer_and_how_many_classes_she_excluded_are_shown(report):

@@ -28,6 +28,8 @@ CLUSTER = (
     "layout.n_epochs=30",
     "tree.min_samples=2",
     "tree.min_cluster_size=5",
+    # A twentieth of so small a survey is fewer than a planted group has.
+    "tree.max_cluster_size=0",
     # Repeats of the search would take longer than all the rest.
     "trust=none",
 )

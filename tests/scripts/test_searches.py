@@ -1,12 +1,17 @@
 """Searches as they are run: alone, in sweeps, without a layout, with repeats; what is tracked, what follows."""
 
 import base64
+from html.parser import HTMLParser
 from itertools import product
+from urllib.parse import unquote
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from offline_runs import read_offline_run
+from scipy.spatial.distance import cdist
+from sklearn.decomposition import PCA
 from small_scripts import CLUSTER, run
 from small_searches import SIZES, again_elsewhere, record_of, stages_in, tables_of, write_survey
 
@@ -58,15 +63,91 @@ def test_page_shows_the_map_that_stands_among_the_figures(searched):
     assert f'src="data:image/png;base64,{picture}"' in (results / "report.html").read_text()
 
 
-def test_truth_that_fits_in_part_is_told_of_on_the_page(searched, process, tmp_path):
+class FileLinks(HTMLParser):
+    """Text and target of each link in the section of files."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.links, self._inside, self._target = {}, False, None
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "section":
+            self._inside = dict(attrs).get("id") == "files"
+        self._target = dict(attrs)["href"] if tag == "a" and self._inside else None
+
+    def handle_endtag(self, tag):
+        self._target = None
+
+    def handle_data(self, text):
+        if self._target is not None:
+            self.links[text] = self._target
+
+
+def test_every_file_that_the_page_links_to_is_beside_it(searched):
+    results = searched[0] / "outputs/one/cluster"
+    links = FileLinks((results / "report.html").read_text()).links
+    tables = {f"{name}.{kind}" for name in ("galaxies", "classes") for kind in ("parquet", "csv", "fits", "vot")}
+    assert set(links) == {*tables, "columns.parquet", "recovery.parquet", "map", "cuts", "class_sizes", "recovery"}
+    assert all((results / unquote(link)).stat().st_size for link in links.values())
+
+
+def test_classes_are_weighed_in_what_the_catalog_carries_but_place_and_path(searched):
+    columns = pd.read_parquet(searched[0] / "outputs/one/cluster/columns.parquet")
+    classes, galaxies = tables_of(searched[0] / "outputs/one/cluster")
+    assert columns["column"].tolist() == ["redshift"] * len(classes)
+    assert columns["cluster"].tolist() == classes["cluster"].tolist()
+    members = galaxies[galaxies["cluster"] >= 0].groupby("cluster")["redshift"]
+    assert columns["n"].tolist() == members.size().tolist()
+    np.testing.assert_allclose(columns["mean"], members.mean())
+
+
+def test_classes_lie_where_their_medoids_do(searched):
+    classes, galaxies = tables_of(searched[0] / "outputs/one/cluster")
+    expected = galaxies.set_index("id_str").loc[classes["medoid_id"], ["ra", "dec"]]
+    np.testing.assert_array_equal(classes[["medoid_ra", "medoid_dec"]], expected)
+
+
+def test_cohesion_is_that_of_the_galaxies_as_they_were_embedded_and_a_sweep_finds_its_neighbours(
+    searched, process, tmp_path
+):
+    options = again_elsewhere(searched[0], "neighbours.whitening=1", "tree.method=leaf")
+    status, said = process.run(tmp_path, "cluster.py", *options, "name=whitened")
+    assert status == 0, said
+    classes, galaxies = tables_of(tmp_path / "outputs/whitened/cluster")
+    with h5py.File(searched[0] / "embeddings.h5") as file:
+        x = file["representation"][:].astype(np.float64)
+    labels = galaxies["cluster"].to_numpy()
+    measured = {}
+    for name, places in (("embedded", x), ("whitened", PCA(whiten=True).fit_transform(x))):
+        nearest = cdist(places, places).argsort(axis=1)[:, 1:11]
+        alike = [
+            (labels[nearest[labels == cluster][:, : min(10, size - 1)]] == cluster).mean()
+            for cluster, size in classes[["cluster", "size"]].itertuples(index=False)
+        ]
+        measured[name] = np.array(alike)
+    np.testing.assert_allclose(classes["cohesion"], measured["embedded"])
+    assert np.abs(measured["embedded"] - measured["whitened"]).max() > 0.01
+    status, said = process.run(tmp_path, "cluster.py", *options, "name=other", "tree.min_cluster_size=6")
+    assert status == 0, said
+    stages = record_of(tmp_path / "outputs/other/cluster")["summary"]["stages"]
+    assert {name for name, counted in stages.items() if counted["computed"]} == {"tree"}
+    assert stages["neighbours"]["reused"] == 2
+
+
+def test_truth_that_fits_in_part_and_a_min_samples_that_hides_classes_are_told_of_on_the_page(
+    searched, process, tmp_path
+):
     truth = pd.read_csv(searched[0] / "truth.csv", keep_default_na=False)
     gone = pd.DataFrame({"id_str": ["gone"], "rare_class": ["group0"]})
     pd.concat([truth[3:], gone]).to_csv(tmp_path / "part.csv", index=False)
-    options = again_elsewhere(searched[0], "name=part", f"truth={tmp_path}/part.csv")
+    options = again_elsewhere(searched[0], "name=part", f"truth={tmp_path}/part.csv", "tree.min_samples=6")
     status, said = process.run(tmp_path, "cluster.py", *options)
     assert status == 0, said
     page = (tmp_path / "outputs/part/cluster/report.html").read_text()
     assert "1 of its 190 galaxies (first: &#39;gone&#39;) were not embedded, and count as missed; 3 of 192" in page
+    assert "tree.min_samples=6 hides groups of fewer than about 6 galaxies, 3.12% of the 192 searched" in page
+    assert "hides groups" not in (searched[0] / "outputs/one/cluster/report.html").read_text()
 
 
 def test_planted_groups_are_found(searched):
@@ -106,7 +187,8 @@ def test_sweep_computes_every_stage_once(sweep):
     stored = stages_in(folder.parent / "stages")
     assert sum(summary["stages_computed"] for summary in summaries) == len(stored)
     for name, times in (
-        ("neighbours", 1),
+        # Of the whitened galaxies, and of these as they were embedded, for cohesion.
+        ("neighbours", 2),
         ("fuzzy", len({k for k, _, _ in jobs})),
         ("layout", 2 * len({k for k, _, _ in jobs})),
         ("spanning", len({(k, s) for k, s, _ in jobs})),

@@ -17,9 +17,6 @@ from rarezoo.clustering.stability import contrast, control_exceeded, control_sum
 from rarezoo.clustering.tree import ClassTree
 from rarezoo.clustering.validity import dbcv
 
-# Share of the galaxies searched that a rare class may have; the paper's, of some hundreds in 632,000, have less.
-RARE_SHARE = 0.001
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -77,14 +74,13 @@ def warnings_of(search: ClassSearch, settings: SearchSettings, quality: Mapping[
     quality : as from `weigh`
     """
     n_rows, found = len(search.selection.rows), search.tree.n_classes
-    least = settings.tree.min_samples
-    rare = max(round(RARE_SHARE * n_rows), settings.tree.min_cluster_size)
+    least, wanted = settings.tree.min_samples, settings.tree.min_cluster_size
     warnings = []
-    if least > rare:
+    if least > wanted:
         warnings.append(
-            f"tree.min_samples={least} hides groups of fewer than about {least} galaxies, and among these {n_rows:,} "
-            f"a class may have as few as {rare}: {RARE_SHARE:.1%} of them, or tree.min_cluster_size if that is more. "
-            "To look for smaller classes, lower tree.min_samples; more of what is then found is chance."
+            f"tree.min_samples={least} hides groups of fewer than about {least} galaxies, {least / n_rows:.2%} of the "
+            f"{n_rows:,} searched, though tree.min_cluster_size={wanted} asks for classes of {wanted} on. To look for "
+            "smaller classes, lower tree.min_samples; more of what is then found is chance."
         )
     if search.recall < LEAST_RECALL:
         warnings.append(

@@ -20,7 +20,7 @@ from sklearn.decomposition import PCA
 from sklearn.utils import check_random_state
 
 from rarezoo.cli import UserError
-from rarezoo.clustering.neighbours import NeighbourGraph
+from rarezoo.clustering.graph import NeighbourGraph
 
 Init = Literal["auto", "spectral", "pca", "random"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
 from rarezoo.cli import UserError
+from rarezoo.clustering.graph import NeighbourGraph, distances_to, draw_among_copies, graph_of_found
 from rarezoo.clustering.select import check_finite
 
 Method = Literal["exact", "ivf", "pynndescent", "cuml"]
@@ -18,48 +19,32 @@ Searching = Literal["exact", "ivf", "cuml"]
 # Queries (M, D) -> (M, n_neighbors) rows of what is searched.
 Search = Callable[[NDArray[np.float32]], NDArray[np.integer]]
 
-# Approximate searches are judged on this many rows, and faiss looks into more cells until it finds this share.
+# Approximate searches are judged on this many rows, and should have found this share.
 N_QUERIES = 1000
 LEAST_RECALL = 0.99
+# faiss looks into more cells until it finds this much more of other rows. Shares found of two such samples differ by
+# about 0.001 (standard deviation), and no less than `LEAST_RECALL` should be recorded.
+_MARGIN = 0.004
 
-# Their neighbours then fit into a cache, which halves the time.
-_ROWS_AT_ONCE = 128
 _QUERIES_AT_ONCE = 2**16
 # faiss warns below 39 rows a cell; 64 a cell to place its centre on are enough, and cost a third of the search.
 _ROWS_PER_CELL, _TRAINED_ON_PER_CELL = 39, 64
 
 
-@dataclass(frozen=True)
-class NeighbourGraph:
-    """The nearest neighbours of every row, nearest first, the row itself in column 0 at distance 0.
-
-    Attributes
-    ----------
-    indices : (N, n_neighbors) int32
-    distances : (N, n_neighbors) float32, Euclidean
-    """
-
-    indices: NDArray[np.int32]
-    distances: NDArray[np.float32]
-
-    def sliced(self, n_neighbors: int) -> NeighbourGraph:
-        """The graph of fewer neighbours, in arrays of its own."""
-        if n_neighbors > self.indices.shape[1]:
-            raise ValueError(f"the graph holds {self.indices.shape[1]} neighbours, {n_neighbors} were asked for")
-        return NeighbourGraph(
-            np.array(self.indices[:, :n_neighbors], dtype=np.int32, order="C"),
-            np.array(self.distances[:, :n_neighbors], dtype=np.float32, order="C"),
-        )
-
-
 def resolve_method(method: Method | Literal["auto"], n_rows: int, exact_below: int) -> Method:
-    """The method that `auto` stands for: exact below `exact_below` rows, where it costs little beside the layout."""
+    """The method that `auto` stands for.
+
+    Exact below `exact_below` rows, where it costs little beside the layout; above, cuml where it is installed and sees
+    a GPU, and ivf elsewhere. Machines with and without a GPU then do not share stages: name a method where they should.
+    """
     return automatic_method(n_rows, exact_below) if method == "auto" else method
 
 
-def automatic_method(n_rows: int, exact_below: int) -> Literal["exact", "ivf"]:
+def automatic_method(n_rows: int, exact_below: int) -> Searching:
     """See `resolve_method`."""
-    return "exact" if n_rows < exact_below else "ivf"
+    if n_rows < exact_below:
+        return "exact"
+    return "cuml" if find_spec("cuml") and _sees_gpu() else "ivf"
 
 
 def graph_width(width: int, n_neighbors: int, n_rows: int) -> int:
@@ -74,14 +59,15 @@ def find_neighbours(
 
     Distances are computed again by subtraction, whatever the search's own formula. With the same seed and number of
     threads (OMP_NUM_THREADS), the graph of exact and of ivf is the same from run to run. Of another number of threads,
-    exact may give other ones of rows that lie equally far, and ivf misses other neighbours, just as few.
+    exact may give other ones of rows that lie equally far, and ivf misses other neighbours, just as few. Of a row with
+    more copies than neighbours, the neighbours are copies drawn at random.
 
     Parameters
     ----------
     x : (N, D) representation
     n_neighbors : neighbours a row, itself included, as umap-learn counts them
     method : exact (brute force in float64), ivf (faiss, cells around k-means centres of which as many are searched as
-        `LEAST_RECALL` takes), pynndescent, or cuml (brute force in float32 on a GPU)
+        `LEAST_RECALL` takes and a little more), pynndescent, or cuml (brute force in float32 on a GPU)
     seed : of ivf and pynndescent; None is 0 for ivf
 
     Returns
@@ -106,7 +92,8 @@ def find_neighbours(
     else:
         search, facts = prepared_search(x, n_neighbors, method, seed)
         indices = _all_found(search, x, n_neighbors)
-    graph = _self_first(x, indices)
+    graph = graph_of_found(x, indices)
+    draw_among_copies(graph, x)
     return graph, {"recall": 1.0 if method == "exact" else recall(graph, x), **facts}
 
 
@@ -158,25 +145,14 @@ def check_representation(x: NDArray[np.floating]) -> None:
         naming the first row that is not finite, or the value that all rows have
     """
     check_finite(x, "selected")
-    if len(x) > 1 and (x == x[0]).all():
+    # Rows that differ do so in the first two nearly always, which spares comparing all.
+    if len(x) > 1 and (x[1] == x[0]).all() and (x == x[0]).all():
         shown = ", ".join(f"{value:.4g}" for value in x[0, :3])
         raise UserError(
             f"representation: is the same for all {len(x)} selected galaxies ({shown}, ...), so that none is nearer "
             "than another. The model collapsed or was never trained: train again, say with a lower optim.lr, and embed "
             "with the new checkpoint."
         )
-
-
-def distances_to(
-    queries: NDArray[np.float32], x: NDArray[np.float32], indices: NDArray[np.integer]
-) -> NDArray[np.float32]:
-    """Distances of queries (M, D) to rows (M, k) of `x`, by subtraction: exactly 0 to an equal row."""
-    distances = np.empty(indices.shape, dtype=np.float32)
-    for start in range(0, len(queries), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
-        apart = x[indices[part]] - queries[part, None]
-        distances[part] = np.sqrt(np.einsum("ijk,ijk->ij", apart, apart))
-    return distances
 
 
 def _ivf(x: NDArray[np.float32], n_neighbors: int, seed: int | None) -> tuple[Search, dict[str, float]]:
@@ -193,17 +169,22 @@ def _ivf(x: NDArray[np.float32], n_neighbors: int, seed: int | None) -> tuple[Se
     rows, radii = _sample(x, n_neighbors, N_QUERIES, seed=1)
     index.nprobe = min(8, n_cells)
     while index.nprobe < n_cells:
-        if _share_found(x, rows, index.search(x[rows], n_neighbors)[1], radii) >= LEAST_RECALL:
+        if _share_found(x, rows, index.search(x[rows], n_neighbors)[1], radii) >= LEAST_RECALL + _MARGIN:
             break
         index.nprobe = min(2 * index.nprobe, n_cells)
     facts = {"n_cells": float(n_cells), "n_probe": float(index.nprobe)}
     return lambda queries: _completed(index.search(queries, n_neighbors)[1], queries, x), facts
 
 
-def _cuml(**options: Any) -> Any:
-    import torch
+def _sees_gpu() -> bool:
+    # cuml brings numba's, and torch is slow to import.
+    from numba import cuda
 
-    if not torch.cuda.is_available():
+    return bool(cuda.is_available())
+
+
+def _cuml(**options: Any) -> Any:
+    if not _sees_gpu():
         raise UserError(
             "neighbours.method=cuml: needs an NVIDIA GPU, and none is visible. Choose neighbours.method=ivf."
         )
@@ -267,20 +248,3 @@ def _share_found(
     near = (found >= 0) & (distances_to(x[rows], x, found) <= radii[:, None] * (1 + 1e-5))
     hits = [len(np.setdiff1d(found[i, near[i]], [row])) for i, row in enumerate(rows)]
     return float(np.mean(np.minimum(hits, k - 1)) / (k - 1))
-
-
-def _self_first(x: NDArray[np.float32], indices: NDArray[np.integer]) -> NeighbourGraph:
-    """Nearest first and each row itself in column 0, also where as many other rows equal it as there are columns."""
-    graph = NeighbourGraph(np.empty(indices.shape, dtype=np.int32), np.empty(indices.shape, dtype=np.float32))
-    for start in range(0, len(x), _ROWS_AT_ONCE):
-        part = slice(start, start + _ROWS_AT_ONCE)
-        near, apart = indices[part], distances_to(x[part], x, indices[part])
-        rows = np.arange(start, start + len(near), dtype=np.int32)
-        missing = ~(near == rows[:, None]).any(axis=1)
-        farthest = apart.argmax(axis=1)
-        near[missing, farthest[missing]] = rows[missing]
-        apart[missing, farthest[missing]] = 0
-        order = np.argsort(np.where(near == rows[:, None], np.float32(-1), apart), axis=1, kind="stable")
-        graph.indices[part] = np.take_along_axis(near, order, axis=1)
-        graph.distances[part] = np.take_along_axis(apart, order, axis=1)
-    return graph

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rarezoo.clustering.graph import NeighbourGraph
 from rarezoo.clustering.layout import (
     FuzzyGraph,
     check_layout_size,
@@ -21,7 +22,6 @@ from rarezoo.clustering.layout import (
     umap_layout,
 )
 from rarezoo.clustering.neighbours import (
-    NeighbourGraph,
     check_representation,
     find_neighbours,
     graph_width,
@@ -93,15 +93,7 @@ class Pipeline:
         """Neighbours in the representation: indices, distances, and facts of the search, such as recall."""
         if "neighbours" in self.known:
             return self.known["neighbours"]
-        parameters = neighbour_parameters(self.settings, len(self.x))
-
-        def compute() -> dict[str, NDArray]:
-            graph, facts = find_neighbours(self.x, **parameters)
-            numbers = {name: np.array(value) for name, value in facts.items()}
-            return {"indices": graph.indices, "distances": graph.distances, **numbers}
-
-        inputs = {"representation": self.sha256, **made_by(parameters["method"])}
-        return self.store.get("neighbours", parameters, inputs, compute)
+        return stored_neighbours(self.x, self.sha256, neighbour_parameters(self.settings, len(self.x)), self.store)
 
     @cached_property
     def layout(self) -> Stage:
@@ -208,6 +200,26 @@ def neighbour_parameters(settings: SearchSettings, n_rows: int) -> dict[str, Any
         "n_neighbors": graph_width(found.width, needed, n_rows),
         "method": resolve_method(found.method, n_rows, found.exact_below),
     }
+
+
+def stored_neighbours(x: NDArray[np.float32], sha256: str, parameters: Mapping[str, Any], store: StageStore) -> Stage:
+    """Neighbours of galaxies as a stage of that name: indices, distances, and facts of the search, such as recall.
+
+    Parameters
+    ----------
+    x : (N, D)
+    sha256 : of `x`, as `content_hash` gives it
+    parameters : n_neighbors and method, see `find_neighbours`
+    store : where the stage is found and put
+    """
+
+    def compute() -> dict[str, NDArray]:
+        graph, facts = find_neighbours(x, **parameters)
+        numbers = {name: np.array(value) for name, value in facts.items()}
+        return {"indices": graph.indices, "distances": graph.distances, **numbers}
+
+    inputs = {"representation": sha256, **made_by(parameters["method"])}
+    return store.get("neighbours", parameters, inputs, compute)
 
 
 def graph_of(neighbours: Stage) -> NeighbourGraph:

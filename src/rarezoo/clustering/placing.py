@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 
 from rarezoo.cli import UserError
-from rarezoo.clustering.neighbours import automatic_method, check_representation, distances_to, prepared_search
+from rarezoo.clustering.graph import distances_to
+from rarezoo.clustering.neighbours import automatic_method, check_representation, prepared_search
 from rarezoo.clustering.select import check_finite
 from rarezoo.clustering.whitening import whitening_of
 

@@ -11,11 +11,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rarezoo.cli import UserError
-from rarezoo.clustering.neighbours import NeighbourGraph, check_representation
-from rarezoo.clustering.pipeline import Announce, Pipeline, graph_of
+from rarezoo.clustering.graph import NeighbourGraph
+from rarezoo.clustering.neighbours import check_representation
+from rarezoo.clustering.pipeline import Announce, Pipeline, graph_of, neighbour_parameters, stored_neighbours
 from rarezoo.clustering.select import Selection, VotedGalaxies, check_galaxies, select
 from rarezoo.clustering.settings import SearchSettings
-from rarezoo.clustering.stages import Stage, StageStore
+from rarezoo.clustering.stages import Stage, StageStore, content_hash
 from rarezoo.clustering.tree import ClassTree
 from rarezoo.clustering.whitening import whitening_of
 
@@ -69,6 +70,25 @@ class ClassSearch:
     view: NDArray[np.float32]
     tree: ClassTree
     stages: Mapping[str, Stage]
+
+    def neighbours_as_embedded(self, n_neighbors: int = 10) -> NDArray[np.int32]:
+        """Nearest neighbours in `representation`, which are not those of the graph where that is of whitened galaxies.
+
+        Parameters
+        ----------
+        n_neighbors : how many are needed, the galaxy itself not counted; as many as `cohesion` looks at
+
+        Returns
+        -------
+        (M, k) rows, the galaxy itself first. Without whitening they are the graph's own, all of them; else a stage of
+        their own, which searches of any whitening share.
+        """
+        settings, n_rows = self.pipeline.settings, len(self.representation)
+        if not settings.neighbours.whitening:
+            return self.graph.indices
+        parameters = neighbour_parameters(settings, n_rows) | {"n_neighbors": min(n_neighbors + 1, n_rows - 1)}
+        x = self.representation
+        return graph_of(stored_neighbours(x, content_hash(x), parameters, self.pipeline.store)).indices
 
     def summary(self) -> dict[str, Any]:
         """The numbers by which two searches are compared."""

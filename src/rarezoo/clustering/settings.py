@@ -81,7 +81,7 @@ class TreeSettings(_Settings):
 
     Attributes
     ----------
-    max_cluster_size : galaxies, or below 1 their share of all that are searched; 0 sets no limit
+    max_cluster_size : of eom; galaxies, or below 1 their share of all that are searched; 0 sets no limit
     """
 
     engine: Literal["fast_hdbscan", "hdbscan"] = "fast_hdbscan"
@@ -95,8 +95,6 @@ class TreeSettings(_Settings):
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> TreeSettings:
-        if self.max_cluster_size and self.method == "leaf":
-            raise ValueError("max_cluster_size has no effect with method=leaf: leave it at 0, or choose method=eom")
         if 1 <= self.max_cluster_size < self.min_cluster_size:
             raise ValueError(
                 f"max_cluster_size={self.max_cluster_size} is below min_cluster_size={self.min_cluster_size}: "
@@ -105,7 +103,9 @@ class TreeSettings(_Settings):
         return self
 
     def most_in_a_class(self, n_rows: int) -> int:
-        """max_cluster_size among so many galaxies, as a number of them; 0 for no limit."""
+        """max_cluster_size among so many galaxies, as a number of them; 0 for no limit, as leaves have none."""
+        if self.method == "leaf":
+            return 0
         if isinstance(self.max_cluster_size, int):
             return self.max_cluster_size
         return max(self.min_cluster_size, round(self.max_cluster_size * n_rows))
@@ -146,7 +146,10 @@ class GroupSettings(_Settings):
 
 
 class SearchSettings(_Settings):
-    """All that decides which classes are found."""
+    """All that decides which classes are found; where nothing is said, as in Walmsley & Scaife 2023.
+
+    The defaults of cluster.py are in conf/, and are those that find more.
+    """
 
     selection: SelectionSettings = SelectionSettings()
     neighbours: NeighbourSettings = NeighbourSettings()

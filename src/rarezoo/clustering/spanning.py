@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 from rarezoo.cli import UserError
-from rarezoo.clustering.neighbours import NeighbourGraph
+from rarezoo.clustering.graph import NeighbourGraph
 
 # SciPy takes an edge of length 0 for no edge.
 _NEAREST = np.finfo(np.float64).tiny

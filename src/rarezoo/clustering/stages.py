@@ -26,7 +26,7 @@ from rarezoo.provenance import canonical_json, fingerprint, made_with, sha256_of
 
 RECORD_NAME = "stage.json"
 # Raise it when the layout of a stage's folder changes or a stage computes something else from the same inputs.
-FORMAT = 2
+FORMAT = 3
 # What file systems without locks answer: NFS without its lock service, Lustre mounted without flock, some of FUSE's.
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 

@@ -19,8 +19,7 @@ from rarezoo.report.montage import montage, pick_members
 
 # Light qualitative scheme of Tol 2021 (SRON/EPS/TN/09-002): told apart by people with any colour vision, on black.
 DARK_PALETTE = ("#EE8866", "#77AADD", "#BBCC33", "#FFAABB", "#44BB99", "#EEDD88", "#99DDFF", "#C9A6F2")
-# With `cards.MONTAGE_BYTES`, these keep a page of up to 2,000 classes below 30 MB even if the images were pure noise,
-# of which a thumbnail takes 2.8 kB.
+# With `cards.MONTAGE_BYTES`, these keep a page of up to 3,000 classes below 30 MB even if the images were pure noise.
 MAX_BULK = 30_000
 MAX_MEMBERS = 40_000
 MAX_THUMBNAILS = 2_500
@@ -28,7 +27,9 @@ MAX_THUMBNAILS_OF_A_CLASS = 120
 MAX_BULK_THUMBNAILS = 1_000
 THUMBNAIL = 64
 SHEET_COLUMNS = 10
-_SHEET_QUALITY = 78
+# The best quality first. A galaxy takes some 640 bytes at that, and 1,400 alone on its sheet; noise would take 3,300.
+_SHEET_QUALITIES = (78, 60, 40, 20)
+_TILE_BYTES = 1_430
 _GRID = 65_535
 _SPREAD_CELL = 1024
 _DENSITY_PIXELS = 1024
@@ -65,8 +66,11 @@ def map_data(galaxies: pd.DataFrame, classes: pd.DataFrame, seed: int = 0) -> di
     rng = np.random.default_rng(seed)
     to_grid = _gridding(placed)
     bulk, members = spread_out(everyone_out, to_grid, rng).head(MAX_BULK), _sample_members(everyone_in, rng)
-    sheets, tiles = thumbnail_sheets(members[members["file_loc"] != ""])
-    pictured = bulk[bulk["file_loc"] != ""].head(MAX_BULK_THUMBNAILS)
+    with_image = members[members["file_loc"] != ""]
+    # Where there are more classes than thumbnails, those of the galaxies outside go to classes that would have none.
+    given_up = min(max(0, with_image["cluster"].nunique() - MAX_THUMBNAILS), MAX_BULK_THUMBNAILS)
+    sheets, tiles = thumbnail_sheets(with_image, MAX_THUMBNAILS + given_up)
+    pictured = bulk[bulk["file_loc"] != ""].head(MAX_BULK_THUMBNAILS - given_up)
     drawn = pd.concat([bulk, members])
     return {
         "x": _packed(to_grid(drawn["x"], 0)),
@@ -122,10 +126,16 @@ def density_image(galaxies: pd.DataFrame, to_grid: Gridding) -> dict[str, Any]:
     return {"image": image, "left": left, "right": right, "low": low, "high": high}
 
 
-def thumbnail_sheets(members: pd.DataFrame) -> tuple[dict[int, str], pd.Series]:
+def thumbnail_sheets(members: pd.DataFrame, budget: int) -> tuple[dict[int, str], pd.Series]:
     """Thumbnails of each class's members, highest probability first, as one JPEG sheet a class.
 
-    Small classes are shown whole and large ones up to a common number, such that all hold `MAX_THUMBNAILS` at most.
+    Small classes are shown whole and large ones up to a common number. Of more classes than the budget has thumbnails,
+    the first, which are the most persistent, have one each.
+
+    Parameters
+    ----------
+    members : rows of galaxies with an image
+    budget : thumbnails of all sheets together
 
     Returns
     -------
@@ -134,10 +144,10 @@ def thumbnail_sheets(members: pd.DataFrame) -> tuple[dict[int, str], pd.Series]:
     """
     by_class: dict[Any, pd.DataFrame] = dict(iter(members.groupby("cluster")))
     sizes = np.array([len(rows) for rows in by_class.values()], int)
-    most = min(equal_share(sizes, MAX_THUMBNAILS), MAX_THUMBNAILS_OF_A_CLASS)
+    most = min(max(1, equal_share(sizes, budget)), MAX_THUMBNAILS_OF_A_CLASS)
     sheets: dict[int, str] = {}
     tiles: list[pd.Series] = []
-    for cluster in progress(list(by_class) if most else (), "thumbnails", unit="class"):
+    for cluster in progress(list(by_class)[:budget], "thumbnails", unit="class"):
         shown = pick_members(by_class[cluster], most)
         sheets[int(cluster)] = _sheet(shown)
         tiles.append(pd.Series(range(len(shown)), index=shown.index))
@@ -162,10 +172,14 @@ def data_uri(content: bytes, mime: str) -> str:
 
 
 def _sheet(shown: pd.DataFrame) -> str:
+    """Thumbnails as a data URI, of a lower quality where they would take up too much."""
     rows = -(-len(shown) // SHEET_COLUMNS)
     image = montage([Path(file) for file in shown["file_loc"]], SHEET_COLUMNS, rows, THUMBNAIL, gap=0)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=_SHEET_QUALITY)
+    for quality in _SHEET_QUALITIES:
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=quality, optimize=True)
+        if stream.tell() <= _TILE_BYTES * len(shown):
+            break
     return data_uri(stream.getvalue(), "image/jpeg")
 
 

@@ -70,7 +70,7 @@ class Report:
 def write_report(path: Path, report: Report) -> None:
     """Write the page: a self-contained HTML file with its images, whole or not at all.
 
-    It takes less than 30 MB for up to some 2,000 classes among any number of galaxies.
+    It takes less than 30 MB for up to some 3,000 classes among any number of galaxies.
 
     Raises
     ------

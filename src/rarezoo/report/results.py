@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from rarezoo.clustering.classes import class_means, class_table, galaxy_table
 from rarezoo.clustering.cohesion import column_cohesion, striking_columns
@@ -58,7 +59,8 @@ class Results:
 
     Attributes
     ----------
-    classes : see `class_table`, with what `weigh` measured, the astronomer's names and notes, and groups
+    classes : see `class_table`, with what `weigh` measured, the astronomer's names and notes, groups, and where the
+        medoids lie
     galaxies : see `galaxy_table`
     cuts : see `Selection`
     recovery : see `compare`, with class_name for class; None without a known truth
@@ -153,11 +155,11 @@ def _find(
     search = search_classes(embeddings, settings.search, store, announce)
     decided = decide(search.tree, search.catalog["id_str"].to_numpy(object), decisions)
     evidence = weigh(search, decided.tree, settings.trust, announce)
-    announce("tables")
+    announce("cohesion and tables")
     galaxies = galaxy_table(search.catalog, decided.tree, search.view, decided.found)
     columns = column_cohesion(decided.tree.labels, _unseen(search.catalog))
     classes = _classes(search, decided, evidence, settings.groups, embeddings, galaxies["id_str"].tolist())
-    classes = classes.assign(unseen=striking_columns(columns, len(classes)))
+    classes = classes.assign(unseen=striking_columns(columns, len(classes)), **medoid_positions(classes, galaxies))
     return _Found(search, decided, evidence, classes, galaxies, columns)
 
 
@@ -218,13 +220,30 @@ def _classes(
 ) -> pd.DataFrame:
     tree, x, rows = decided.tree, search.representation, search.selection.rows
     fractions = embeddings.vote_fractions(rows)
-    classes = class_table(tree, x, search.graph.indices, fractions, embeddings.label_cols, ids)
+    classes = class_table(tree, x, search.neighbours_as_embedded(), fractions, embeddings.label_cols, ids)
     said = decided.classes.drop(columns="cluster")
     table = pd.concat([classes, evidence.classes, said], axis=1)
     if groups.tree is None and groups.similarity is None:
         return table
     means = class_means(tree.labels, x, tree.n_classes) - x.mean(axis=0, dtype=np.float64)
     return table.assign(group=group_classes(tree, means, groups.tree, groups.similarity))
+
+
+def medoid_positions(classes: pd.DataFrame, galaxies: pd.DataFrame) -> dict[str, NDArray]:
+    """Where the medoids of classes lie on the sky, by which other catalogs can be matched.
+
+    Parameters
+    ----------
+    classes : with medoid_row
+    galaxies : with ra and dec (degrees) where the catalog has them
+
+    Returns
+    -------
+    medoid_ra, medoid_dec : degrees; nothing where the galaxies have no positions
+    """
+    if not {"ra", "dec"} <= set(galaxies):
+        return {}
+    return {f"medoid_{axis}": galaxies[axis].to_numpy()[classes["medoid_row"]] for axis in ("ra", "dec")}
 
 
 def _unseen(catalog: pd.DataFrame) -> pd.DataFrame:

@@ -72,6 +72,8 @@ _CLASSES = {
     "cohesion_z": About("Cohesion above that, in standard deviations of random sets of its size"),
     "medoid_id": About("Galaxy nearest to the mean of the class", "meta.id.assoc"),
     "medoid_row": About("Its row among the galaxies, from 0", "meta.record"),
+    "medoid_ra": About("Right ascension of that galaxy", "pos.eq.ra;meta.main", "deg"),
+    "medoid_dec": About("Declination of that galaxy", "pos.eq.dec;meta.main", "deg"),
     "nearest": About("Classes of the nearest mean representations, the nearest first"),
     "nearest_distance": About("Distance to the first of them"),
     "distinguishing": About("Answers whose expected vote fractions set the class apart"),
