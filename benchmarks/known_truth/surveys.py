@@ -31,6 +31,7 @@ class Scale:
     epochs : of training on it
     names : of its representations
     names_once : of those that only the first of these seeds has
+    names_real_once : of those that the real surveys have for that seed beside the others'
     n_large : galaxies of a larger survey for the first of these seeds, of other galaxies, embedded by the same
         network; None for none
     rare_shares : of the rarest planted class and of the most frequent
@@ -44,6 +45,7 @@ class Scale:
     epochs: int
     names: tuple[str, ...]
     names_once: tuple[str, ...]
+    names_real_once: tuple[str, ...]
     n_large: int | None
     rare_shares: tuple[float, float]
     attribute_epochs: int
@@ -51,7 +53,7 @@ class Scale:
 
 # Training sees half of the small surveys, and of the full ones 9,000 galaxies, so that their number decides nothing.
 SCALES = {
-    "small": Scale((0,), 8_000, 64, 0.45, 3, (*_NAMES, *_CONTROLS), (), None, (0.001, 0.01), 3),
+    "small": Scale((0,), 8_000, 64, 0.45, 3, (*_NAMES, *_CONTROLS), (), (), None, (0.001, 0.01), 3),
     "full": Scale(
         (0, 1, 2),
         30_000,
@@ -60,6 +62,7 @@ SCALES = {
         4,
         (*_NAMES, "layernorm"),
         (*_CONTROLS, "unbottlenecked"),
+        _CONTROLS,
         100_000,
         (0.0002, 0.005),
         10,
@@ -94,7 +97,7 @@ def suite(name: str, out: Path, data: Path | None = None, seeds: Sequence[int] |
     for seed in seeds:
         first = seed == scale.seeds[0]
         names = (*scale.names, *scale.names_once) if first else scale.names
-        real_names = (*_NAMES, *_CONTROLS) if first else _NAMES
+        real_names = (*_NAMES, *scale.names_real_once) if first else _NAMES
         made: dict[str, Any] = {
             "test_share": scale.test_share,
             "epochs": scale.epochs,

@@ -145,6 +145,17 @@ def check_representation(x: NDArray[np.floating]) -> None:
         naming the first row that is not finite, or the value that all rows have
     """
     check_finite(x, "selected")
+    check_varied(x)
+
+
+def check_varied(x: NDArray[np.floating]) -> None:
+    """Refuse a representation that is the same for all galaxies.
+
+    Raises
+    ------
+    UserError
+        naming the value that all rows have
+    """
     # Rows that differ do so in the first two nearly always, which spares comparing all.
     if len(x) > 1 and (x[1] == x[0]).all() and (x == x[0]).all():
         shown = ", ".join(f"{value:.4g}" for value in x[0, :3])

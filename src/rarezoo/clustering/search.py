@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rarezoo.cli import UserError
 from rarezoo.clustering.graph import NeighbourGraph
-from rarezoo.clustering.neighbours import check_representation
+from rarezoo.clustering.neighbours import check_varied
 from rarezoo.clustering.pipeline import Announce, Pipeline, graph_of, neighbour_parameters, stored_neighbours
 from rarezoo.clustering.select import Selection, VotedGalaxies, check_galaxies, select
 from rarezoo.clustering.settings import SearchSettings
@@ -138,7 +138,7 @@ def search_classes(
         )
     catalog = galaxies.to_pandas(selection.rows)
     check_galaxies(catalog["id_str"].to_numpy(object), x, selection.rows)
-    check_representation(x)
+    check_varied(x)
     pipeline = Pipeline.of(whitening_of(x, settings.neighbours.whitening)(x), settings, store)
     announce("neighbours")
     stages = {"neighbours": pipeline.neighbours}
