@@ -32,8 +32,7 @@ class Scale:
     names : of its representations
     names_once : of those that only the first of these seeds has
     names_real_once : of those that the real surveys have for that seed beside the others'
-    n_large : galaxies of a larger survey for the first of these seeds, of other galaxies, embedded by the same
-        network; None for none
+    n_large : galaxies of a larger survey for each seed, of other galaxies, embedded by the same network; None for none
     rare_shares : of the rarest planted class and of the most frequent
     attribute_epochs : of training on EFIGI
     """
@@ -109,7 +108,7 @@ def suite(name: str, out: Path, data: Path | None = None, seeds: Sequence[int] |
             yield attributes.attributes(out, data, real_names, seed, scale.attribute_epochs)
         if data is not None and _has("injected", data, injected.NEEDED):
             yield injected.injected(out, data, real_names, seed, source)
-        if first and scale.n_large is not None:
+        if scale.n_large is not None:
             many = (out, scale.n_large, scale.size, seed + _LARGE_SEED)
             yield simulated(simulated_source(*many, names=_LARGE_NAMES, trained=source, **made), _LARGE_NAMES, many[-1])
     if data is None:

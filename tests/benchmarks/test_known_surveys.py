@@ -391,19 +391,21 @@ def any_survey(monkeypatch):
     return made
 
 
-def test_full_suite_has_three_seeds_and_one_large_survey_of_the_first_network(any_survey, tmp_path):
+def test_full_suite_has_three_seeds_and_a_large_survey_of_each_network(any_survey, tmp_path):
     write_data(tmp_path / "data")
     found = list(surveys.suite("full", tmp_path / "out", tmp_path / "data"))
-    assert found == ["simulated", "efigi", "injected", "simulated", *["simulated", "efigi", "injected"] * 2]
+    assert found == ["simulated", "efigi", "injected", "simulated"] * 3
     sources = [each for each in any_survey if isinstance(each[0], runs.Source)]
     assert [source.folder.name for source, _ in sources] == [
         "simulated-30000-seed0",
         "simulated-100000-seed10",
         "simulated-30000-seed1",
+        "simulated-100000-seed11",
         "simulated-30000-seed2",
+        "simulated-100000-seed12",
     ]
-    assert sources[1][0].trained is sources[0][0]
-    assert ["unbottlenecked" in names for _, names in sources] == [True, False, False, False]
+    assert all(large.trained is small for (small, _), (large, _) in zip(sources[::2], sources[1::2], strict=True))
+    assert ["unbottlenecked" in names for _, names in sources] == [True, *[False] * 5]
 
 
 def test_seeds_run_one_by_one_are_those_run_together(any_survey, tmp_path):
