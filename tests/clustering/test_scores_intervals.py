@@ -123,7 +123,9 @@ def test_ratio_is_of_the_sums_and_counts_seeds_without_any_below():
 
 
 def test_ratio_is_infinite_where_draws_may_have_none_below_and_unknown_where_all_have():
-    low, high = ratio_interval([30, 20, 40], [3, 0, 0])[1:3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        low, high = ratio_interval([30, 20, 40], [3, 0, 0])[1:3]
     assert low == pytest.approx(30 / 3)
     assert np.isinf(high)
     assert np.isnan(ratio_interval([30, 20], [0, 0])[:3]).all()

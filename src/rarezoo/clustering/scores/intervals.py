@@ -142,13 +142,15 @@ def _ratio_interval(above: NDArray, below: NDArray, seed: int, level: float) -> 
         found: NDArray = np.divide(one.sum(axis=axis), total, out=np.full(total.shape, np.inf), where=total > 0)
         return found
 
-    drawn = bootstrap(
-        (above, below),
-        ratio,
-        paired=True,
-        vectorized=True,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
+    # SciPy takes the standard deviation of the draws too, of which some may be infinite.
+    with np.errstate(invalid="ignore"):
+        drawn = bootstrap(
+            (above, below),
+            ratio,
+            paired=True,
+            vectorized=True,
+            confidence_level=level,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
     return Interval(mean, float(drawn.low), float(drawn.high), len(above))
