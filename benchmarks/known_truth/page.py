@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,11 @@ from rarezoo.report.html import FOLDER, page_environment
 
 TEMPLATE = "recovery_page.html.jinja"
 # Drawn whatever they reach, one of each kind; the best of the others join them.
-_ALWAYS = ("paper", *reversed(SHOWN), "votes", "k-means", "evoc-finest", "local-outlier-factor", "random-order")
+_ALWAYS = (
+    *SHOWN,
+    *("min-samples-5", "k-means-recommended", "votes-recommended", "evoc-finest-whitened"),
+    *("local-outlier-factor-150", "paper", "random-order"),
+)
 _MOST_DRAWN = 10
 _HEADINGS = {
     "planted": "rare classes planted in a simulated survey",
@@ -40,13 +45,17 @@ class Section:
     heading: str
     lead: str
     tables: Sequence[TextTable]
-    figures: Mapping[str, str]
+    figures: Mapping[str, bytes]
+
+    def pictures(self) -> dict[str, str]:
+        """Figures as data URIs, by title."""
+        return {title: f"data:image/png;base64,{base64.b64encode(png).decode()}" for title, png in self.figures.items()}
 
 
 def write_page(
     scores: pd.DataFrame, facts: Mapping[str, str], left_out: Sequence[str], folder: Path
 ) -> dict[str, Path]:
-    """Write recovery.html and recovery.md.
+    """Write recovery.html, recovery.md, and the figures of the page as PNG files.
 
     Parameters
     ----------
@@ -72,7 +81,11 @@ def write_page(
     for name, text in texts.values():
         with written_beside(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    return {what: folder / name for what, (name, _) in texts.items()}
+    for section in sections:
+        for shown, png in zip(("found", "discovered"), section.figures.values(), strict=True):
+            with written_beside(folder / "figures" / f"{quote(section.name, safe=' ')}_{shown}.png") as temporary:
+                temporary.write_bytes(png)
+    return {what: folder / name for what, (name, _) in texts.items()} | {"figures": folder / "figures"}
 
 
 def render_page(sections: Sequence[Section], facts: Mapping[str, str], left_out: Sequence[str]) -> str:
@@ -107,8 +120,8 @@ def section_of(name: str, scores: pd.DataFrame) -> Section:
         "Share of the known classes found (F1 ≥ 0.5), against how rare they are": abundance_figure(classes, drawn),
         "Known classes discovered, against montages looked at": discovery_figure(classes, drawn),
     }
-    pictures = {title: base64.b64encode(to_png(figure)).decode() for title, figure in figures.items()}
-    return Section(name, _HEADINGS[scores["truth"].iloc[0]], lead, survey_tables(scores, order), pictures)
+    pngs = {title: to_png(figure) for title, figure in figures.items()}
+    return Section(name, _HEADINGS[scores["truth"].iloc[0]], lead, survey_tables(scores, order), pngs)
 
 
 def abundance_figure(classes: pd.DataFrame, methods: Sequence[str]) -> Figure:

@@ -1,3 +1,4 @@
+import base64
 import os
 import re
 import sys
@@ -175,9 +176,25 @@ def test_share_found_by_abundance_counts_the_classes_of_all_seeds(scores):
     classes["members"] = classes["class"].map({"rings": 100, "tails": 1, "arms": 1})
     classes["galaxies"] = 1500
     classes.loc[(classes["class"] == "tails") & (classes["method"] == "paper-scaled"), "f1"] = 0.49
-    table = tables.abundance_table(classes, ["paper-scaled", "ranking"])
-    assert table.columns == ["method", "0.05% to 0.10%", "from 1.00%"]
-    assert table.rows == [["paper-scaled", "0.50", "1"]]
+    for percent, rare in (("50", "0.50"), ("80", "0")):
+        # The other of the two is found, and not well.
+        classes.loc[(classes["class"] == "arms") & (classes["method"] == "paper-scaled"), "f1"] = 0.79
+        table = tables.abundance_table(classes, ["paper-scaled", "ranking"], percent)
+        assert table.columns == ["method", "0.05% to 0.10%", "from 1.00%"]
+        assert table.rows == [["paper-scaled", rare, "1"]]
+
+
+def test_false_per_true_is_of_all_seeds_and_a_discovery_says_of_how_many(scores):
+    runs = scores[(scores["row"] == "run") & (scores["survey"] == "few") & (scores["method"] == "paper-scaled")]
+    runs = runs.assign(clusters_of_no_class=[10, 20, 30], found_f1_50=[2, 0, 1], false_per_true=[5, np.nan, 30])
+    table = tables.method_table(runs, ["paper-scaled"])
+    assert table.rows[0][table.columns.index("false per true")].startswith("20 (")
+    classes = scores[(scores["row"] == "class") & (scores["survey"] == "few")].copy()
+    one = (classes["class"] == "arms") & (classes["seed"] == 0) & (classes["method"] == "paper-scaled")
+    classes.loc[one, "discovered_at"] = np.nan
+    shown = {row[0]: row[-1] for row in tables.class_table(classes, "paper-scaled").rows}
+    assert shown["arms"].endswith(" in 2 of 3 seeds")
+    assert "seeds" not in shown["rings"]
 
 
 def test_class_table_has_the_figures_of_the_method(scores):
@@ -187,7 +204,9 @@ def test_class_table_has_the_figures_of_the_method(scores):
     inside = np.arange(len(x)) % 10 > 0
     labels = np.where(x[inside, :3].max(axis=1) > 6, x[inside, :3].argmax(axis=1), -1)
     oracle = recovery(labels, group[inside], pd.Series(group[group != ""]).value_counts().to_dict()).set_index("class")
-    assert {row[0]: row[2] for row in table.rows} == {name: f"{f1:.2f}" for name, f1 in oracle["f1"].items()}
+    column = table.columns.index("F1")
+    assert {row[0]: row[column] for row in table.rows} == {name: f"{f1:.2f}" for name, f1 in oracle["f1"].items()}
+    assert {row[0]: row[table.columns.index("selected")] for row in table.rows} == oracle["selected"].map(str).to_dict()
 
 
 def test_tables_without_rows_are_not_shown(scores):
@@ -238,6 +257,9 @@ def test_page_shows_every_survey_and_method_with_two_figures(written, scores):
     text = written["page"].read_text(encoding="utf-8")
     assert text.count("data:image/png;base64,iVBOR") == 2 * scores["survey"].nunique()
     assert all(f'<th scope="row">{method}</th>' in text for method in METHODS)
+    figures = sorted(written["figures"].rglob("*.png"))
+    assert len(figures) == 2 * scores["survey"].nunique()
+    assert all(base64.b64encode(figure.read_bytes()).decode() in text for figure in figures)
 
 
 def test_markdown_has_as_many_cells_in_every_row_of_a_table(written):
