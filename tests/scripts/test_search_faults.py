@@ -103,8 +103,8 @@ def test_a_store_on_a_disk_that_fills_up_is_named_and_the_next_run_is_right(sear
     assert_same_result(results, searched[0] / "outputs/one/cluster")
 
 
-# Tables take some 250 KiB, montages 2,400, the page 1,200.
-@pytest.mark.parametrize("kib", [60, 1000, 3300])
+# Tables take some 250 KiB, montages 1,200, the page 800.
+@pytest.mark.parametrize("kib", [60, 1000, 2000])
 def test_outputs_on_a_disk_that_fills_up_are_named_and_the_next_run_is_right(searched, process, tmp_path, disk_of, kib):
     results = disk_of(kib) / "cluster"
     options = again_elsewhere(searched[0], "name=full", f"output_dir={results.parent}")
