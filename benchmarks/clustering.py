@@ -158,7 +158,7 @@ def main() -> None:
             galaxies.save(folder)
             n_rows, scored = len(galaxies), galaxies.group is not None
             del galaxies
-            print(f"{n_rows:,} rows, ", end="", flush=True)
+            print(f"{n_rows:,} rows\n", flush=True)
             if settings.question == "sweep":
                 print_sweep(folder, settings.routes, trees, scored)
             elif settings.question == "single":

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
-from rarezoo.clustering.cohesion import cohesion, members_of, random_cohesion
+from rarezoo.clustering.cohesion import N_NEIGHBORS, cohesion, members_of, random_cohesion
 from rarezoo.clustering.tree import ClassTree
 
 # What differs by less than half of the others' standard deviation sets nothing apart.
@@ -26,7 +26,7 @@ def class_table(
     label_cols: Sequence[str],
     ids: Sequence[str],
     n_answers: int = 3,
-    n_neighbors: int = 10,
+    n_neighbors: int = N_NEIGHBORS,
 ) -> pd.DataFrame:
     """One row a class, the most persistent first.
 

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from scipy.stats import hypergeom
 
+# A member's neighbours that cohesion looks at.
+N_NEIGHBORS = 10
+
 # Of a p, which is multiplied by the number of columns.
 _STRIKING = 0.01
 # Sums of the same values in another order differ by less, and count as equal.
@@ -28,7 +31,7 @@ def members_of(labels: NDArray[np.integer], n_classes: int) -> list[NDArray[np.i
 
 
 def cohesion(
-    labels: NDArray[np.integer], neighbours: NDArray[np.integer], n_classes: int, n_neighbors: int = 10
+    labels: NDArray[np.integer], neighbours: NDArray[np.integer], n_classes: int, n_neighbors: int = N_NEIGHBORS
 ) -> NDArray[np.float64]:
     """How far a class holds together in the representation itself, which the layout may have torn or joined.
 
@@ -55,7 +58,7 @@ def cohesion(
 
 
 def random_cohesion(
-    sizes: NDArray[np.integer], neighbours: NDArray[np.integer], n_neighbors: int = 10
+    sizes: NDArray[np.integer], neighbours: NDArray[np.integer], n_neighbors: int = N_NEIGHBORS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and standard deviation of `cohesion` over all sets of so many rows.
 

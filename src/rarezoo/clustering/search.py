@@ -11,6 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rarezoo.cli import UserError
+from rarezoo.clustering.cohesion import N_NEIGHBORS
 from rarezoo.clustering.graph import NeighbourGraph
 from rarezoo.clustering.neighbours import check_varied
 from rarezoo.clustering.pipeline import Announce, Pipeline, graph_of, neighbour_parameters, stored_neighbours
@@ -71,7 +72,7 @@ class ClassSearch:
     tree: ClassTree
     stages: Mapping[str, Stage]
 
-    def neighbours_as_embedded(self, n_neighbors: int = 10) -> NDArray[np.int32]:
+    def neighbours_as_embedded(self, n_neighbors: int = N_NEIGHBORS) -> NDArray[np.int32]:
         """Nearest neighbours in `representation`, which are not those of the graph where that is of whitened galaxies.
 
         Parameters
